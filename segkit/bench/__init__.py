@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks, one a file: `python -m segkit.bench NAME`. Results are JSON."""
