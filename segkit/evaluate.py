@@ -1,0 +1,192 @@
+"""Scores a trained model on a data set: `python -m segkit.evaluate --checkpoint FILE`.
+
+Data set, its options and the resolution are those the model was trained on, unless told otherwise. Examples:
+
+    python -m segkit.evaluate --checkpoint runs/ldn_streets-12345678/final.pt
+    python -m segkit.evaluate --checkpoint final.pt --dataset cityscapes --data-dir ~/data --multi-scale
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from segkit import data
+from segkit.data.labels import LabelSpace
+from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
+from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
+from segkit.training.distributed import choose_device
+from segkit.training.inputs import AtResolution
+from segkit.training.state import write_text
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = _Parser(
+        prog="python -m segkit.evaluate",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="written by segkit.train")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help=f"{', '.join(data.DATASETS)}; default: the one trained on"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help=f"where data lies (default: {data.data_root()})")
+    parser.add_argument("--split", help="part of the data set (default: the one the run ended with, or val)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="KEY=VALUE",
+        help="of the data set, such as size=128x256 or num_classes=20; may be given several times",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=_positive,
+        metavar="F",
+        help="resize images and labels by F first (default: as trained)",
+    )
+    scales = ", ".join(f"{scale:g}" for scale in MULTI_SCALE)
+    parser.add_argument(
+        "--multi-scale", action="store_true", help=f"average over scales {scales} and mirror images"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 where it may be used, on a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
+    return parser
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as size=128x256")
+    if size := re.fullmatch(r"(\d+)x(\d+)", value):
+        return key, (int(size[1]), int(size[2]))
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value  # plain text needs no quotes
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images, 1 or more")
+    return int(text)
+
+
+def _open(args: argparse.Namespace, trained: dict[str, Any], space: LabelSpace) -> tuple[str, Any]:
+    """The data set's name and the opened split; `trained` is the recipe of the run, empty where unknown."""
+    name = args.dataset or trained.get("dataset")
+    if not name:
+        raise ValueError("the checkpoint does not say what it was trained on; give --dataset")
+    if name != trained.get("dataset"):
+        trained = {}
+    split = args.split or trained.get("final_split", "val")
+    options = dict(trained.get("dataset_options", {}))
+    if space.name == "cityscapes20" and name in ("cityscapes", "streets"):
+        options.setdefault("num_classes", space.num_classes)
+    options.update(args.option)
+    dataset = data.load(name, split, data_dir=args.data_dir, **options)
+    if dataset.space.num_classes != space.num_classes:
+        raise ValueError(
+            f"the model predicts {space.num_classes} classes ({space.name}), but {name} has "
+            f"{dataset.space.num_classes} ({dataset.space.name}); choose another --dataset or --checkpoint"
+        )
+    for index, (mine, theirs) in enumerate(zip(space.classes, dataset.space.classes, strict=True)):
+        if mine != theirs:
+            raise ValueError(
+                f"class {index} is {mine!r} to the model ({space.name}) and {theirs!r} in {name} "
+                f"({dataset.space.name}); choose another --dataset or --checkpoint"
+            )
+    if space.instance_classes and dataset.space.instance_classes:
+        dataset = data.load(name, split, data_dir=args.data_dir, instances=True, **options)
+    return name, dataset
+
+
+def _run(args: argparse.Namespace) -> None:
+    device = choose_device(args.device)
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {args.json.absolute().parent} to write {args.json.name} to")
+    state = read_checkpoint(args.checkpoint)
+    trained = state.get("settings", {}).get("recipe", {})
+    del state  # it holds the optimizer's state, twice the size of the model
+    model, space = load_model(args.checkpoint, device=device)
+    name, dataset = _open(args, trained, space)
+    resolution = args.resolution or model.image_resolution
+    if resolution != 1:
+        dataset = AtResolution(dataset, resolution)
+    total = min(args.limit or len(dataset), len(dataset))
+    done = 0
+
+    def count(sample: dict[str, Any], prediction: Tensor) -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{done} of {total} images", end=end, file=sys.stderr, flush=True)
+
+    # The benchmark's instance sizes are those of full images; anything else is weighed with its own.
+    official = name == "cityscapes" and resolution == 1
+    result = evaluate(
+        model,
+        dataset,
+        device=device,
+        scales=MULTI_SCALE if args.multi_scale else (1.0,),
+        flip=args.multi_scale,
+        limit=args.limit,
+        amp=args.amp,
+        instance_sizes=CITYSCAPES_MEAN_SIZES if official else None,
+        on_image=count,
+    )
+    at = "" if resolution == 1 else f" at {resolution:g} of its size"
+    print(f"{args.checkpoint} on {name} {dataset.split}{at}")
+    print(result)
+    if args.json:
+        values = {
+            "checkpoint": str(args.checkpoint),
+            "dataset": name,
+            "split": dataset.split,
+            "resolution": resolution,
+            **result.as_dict(),
+        }
+        write_text(args.json, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after one line on stderr."""
+    args = _parser().parse_args(arguments)
+    try:
+        _run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,269 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torchmetrics.classification import MulticlassJaccardIndex
+from torchvision import tv_tensors
+
+from segkit.evaluation.metrics import ConfusionMatrix, InstanceIoU
+
+
+def counted(prediction, labels, num_classes=3):
+    matrix = ConfusionMatrix(num_classes)
+    matrix.update(torch.as_tensor(prediction), torch.as_tensor(labels))
+    return matrix
+
+
+def test_scores_of_a_hand_computed_image():
+    #                 class 0: TP 2, FN 1, FP 1; class 1: TP 1, FN 1, FP 1; class 2 nowhere
+    matrix = counted([[[0, 0, 1, 1, 0, 2]]], [[[0, 0, 0, 1, 1, 255]]])
+    assert matrix.matrix.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
+    iou = matrix.iou()
+    assert iou.dtype == torch.float64
+    assert iou[:2].tolist() == [2 / 4, 1 / 3]
+    assert iou[2].isnan()
+    assert matrix.miou() == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert matrix.pixel_accuracy() == 3 / 5
+
+
+def test_a_class_predicted_but_never_true_counts_as_zero():
+    matrix = counted([[[0, 2]]], [[[0, 0]]])
+    assert matrix.iou()[[0, 2]].tolist() == [0.5, 0.0]
+    assert matrix.miou() == 0.25
+
+
+def test_no_labeled_pixel_gives_nan():
+    matrix = counted([[[0, 2]]], [[[255, 255]]])
+    assert math.isnan(matrix.miou())
+    assert math.isnan(matrix.pixel_accuracy())
+    assert matrix.iou().isnan().all()
+
+
+def images(num_classes):
+    """Pairs of small label and prediction maps, many of whose classes occur nowhere."""
+    shape = hnp.array_shapes(min_dims=3, max_dims=3, max_side=6)
+    label = st.sampled_from([0, 1, num_classes - 1, 255])
+    prediction = st.integers(0, num_classes - 1)
+    return shape.flatmap(
+        lambda s: st.tuples(
+            hnp.arrays(np.int64, s, elements=prediction), hnp.arrays(np.uint8, s, elements=label)
+        )
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(images(5), min_size=1, max_size=3))
+def test_matches_counting_pixel_by_pixel(pairs):
+    matrix = ConfusionMatrix(5)
+    expected = np.zeros((5, 5), dtype=int)
+    for prediction, labels in pairs:
+        matrix.update(torch.from_numpy(prediction), torch.from_numpy(labels))
+        for p, t in zip(prediction.flat, labels.flat, strict=True):
+            if t != 255:
+                expected[t, p] += 1
+    assert matrix.matrix.tolist() == expected.tolist()
+    iou = matrix.iou()
+    for c in range(5):
+        union = expected[c].sum() + expected[:, c].sum() - expected[c, c]
+        assert iou[c].isnan() if union == 0 else iou[c].item() == expected[c, c] / union
+
+
+@settings(max_examples=40, deadline=None)
+@given(images(4))
+def test_matches_torchmetrics(pair):
+    prediction, labels = (torch.from_numpy(a).long() for a in pair)
+    matrix = counted(prediction, labels, num_classes=4)
+    per_class = MulticlassJaccardIndex(4, average="none", ignore_index=255)(prediction, labels).double()
+    present = ~matrix.iou().isnan()
+    torch.testing.assert_close(matrix.iou()[present], per_class[present], rtol=1e-6, atol=1e-7)
+    if present.any():
+        mean = MulticlassJaccardIndex(4, average="macro", ignore_index=255)(prediction, labels).item()
+        assert matrix.miou() == pytest.approx(mean, abs=1e-6)
+
+
+def test_torchmetrics_agrees_on_a_large_set_of_19_classes():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 19, (4, 64, 128), generator=generator)
+    prediction = torch.where(
+        torch.rand(labels.shape, generator=generator) < 0.7,
+        labels,
+        torch.randint(0, 19, labels.shape, generator=generator),
+    )
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    matrix = ConfusionMatrix(19)
+    for i in range(4):  # image by image here, all at once there
+        matrix.update(prediction[i : i + 1], labels[i : i + 1].to(torch.uint8))
+    reference = MulticlassJaccardIndex(19, average="none", ignore_index=255)(prediction, labels)
+    torch.testing.assert_close(matrix.iou(), reference.double(), rtol=1e-6, atol=0)
+
+
+def test_categories_forgive_confusion_inside_and_count_it_outside():
+    # True 0, 0, 1, 2, 3; category ab = {0, 1}, c = {2}; class 3 is in no category, d = {4} occurs nowhere.
+    matrix = counted([[[1, 0, 2, 2, 0]]], [[[0, 0, 1, 2, 3]]], num_classes=5)
+    iou = matrix.category_iou([("ab", (0, 1)), ("c", (2,)), ("d", (4,))])
+    assert iou[:2].tolist() == [2 / 4, 1 / 2]  # ab: TP 2, FN 1, FP 1; c: TP 1, FP 1
+    assert iou[2].isnan()
+
+
+def test_a_category_of_unknown_classes_is_named():
+    with pytest.raises(ValueError, match=r"category 'sky' lists class 3; the classes are 0 … 2"):
+        counted([[[0]]], [[[0]]]).category_iou([("sky", (0, 3))])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16])
+def test_every_integer_dtype_counts_the_same(dtype):
+    matrix = counted(torch.tensor([[[0, 1]]], dtype=dtype), tv_tensors.Mask(torch.tensor([[[0, 255]]])))
+    assert matrix.matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "labels", "message"),
+    [
+        ([[[0, 0]]], [[[0, 7]]], "the labels contain 7; the classes are 0 … 2"),
+        ([[[0, 0]]], [[[0, -1]]], "the labels contain -1"),
+        ([[[0, 3]]], [[[0, 0]]], "the prediction contains 3"),
+        ([[[0, -2]]], [[[0, 0]]], "the prediction contains -2"),
+        ([[[0.0]]], [[[0]]], "prediction is torch.float32"),
+        ([[[0, 1]]], [[[0]]], r"shape \(1, 1, 2\) and the labels \(1, 1, 1\)"),
+    ],
+)
+def test_wrong_input_is_named_and_leaves_the_counts_alone(prediction, labels, message):
+    matrix = counted([[[0]]], [[[0]]])
+    with pytest.raises(ValueError, match=message):
+        matrix.update(torch.tensor(prediction), torch.tensor(labels))
+    assert matrix.matrix.sum() == 1
+
+
+def test_predictions_on_ignored_pixels_are_not_looked_at():
+    assert counted([[[0, 255]]], [[[0, 255]]]).matrix.sum() == 1
+
+
+def test_an_empty_image_adds_nothing():
+    matrix = counted(torch.zeros(1, 0, 4, dtype=torch.long), torch.zeros(1, 0, 4, dtype=torch.long))
+    assert matrix.matrix.sum() == 0
+
+
+def test_where_update_cannot_raise_the_scores_do():
+    # The meta device, like a GPU, has no values to look at while `update` runs.
+    matrix = ConfusionMatrix(3, device="meta")
+    matrix.update(torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 2, 2, dtype=torch.long))
+    matrix = ConfusionMatrix(3)
+    matrix._extremes = torch.tensor([0, 9, 0, 2])  # what a GPU's update would have left
+    with pytest.raises(ValueError, match="the labels contain 9"):
+        matrix.iou()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_counts_the_same_without_waiting():
+    labels = torch.randint(0, 19, (2, 64, 64), generator=torch.Generator().manual_seed(0))
+    prediction = labels.flip(1)
+    labels[:, :8] = 255
+    expected = counted(prediction, labels, 19)
+    matrix = ConfusionMatrix(19, device="cuda")
+    on_gpu = prediction.cuda(), labels.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        matrix.update(*on_gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(matrix.matrix.cpu(), expected.matrix)
+    matrix.update(on_gpu[0] + 19, on_gpu[1])
+    with pytest.raises(ValueError, match="the prediction contains"):
+        matrix.miou()
+
+
+# Two instances of class 1 (4 and 1 pixels), one of class 2, a crowd of class 1, and background.
+LABELS = torch.tensor([[[1, 1, 1, 1, 1, 2, 2, 1, 0, 0]]])
+INSTANCES = torch.tensor([[[24000] * 4 + [24001] + [26000] * 2 + [24] + [7] * 2]])
+PREDICTION = torch.tensor([[[1, 1, 1, 0, 1, 2, 1, 0, 2, 0]]])
+
+
+def test_instance_iou_by_hand():
+    instances = InstanceIoU((1, 2))
+    instances.update(PREDICTION, LABELS, INSTANCES)
+    assert instances.mean_sizes.tolist() == [2.5, 2.0]
+    # Class 1: weights 2.5/4 and 2.5/1, so iTP = 3 * 2.5/4 + 2.5, iFN = 2.5/4; FP 1; the crowd's pixel is out.
+    # Class 2: iTP = iFN = 1; FP 1.
+    itp, ifn = 3 * 2.5 / 4 + 2.5, 2.5 / 4
+    expected = [itp / (itp + 1 + ifn), 1 / 3]
+    assert instances.iou(counted(PREDICTION, LABELS).matrix).tolist() == pytest.approx(expected)
+
+
+def test_instance_iou_with_given_mean_sizes():
+    instances = InstanceIoU((2, 1), mean_sizes=(10, 100))
+    instances.update(PREDICTION, LABELS, INSTANCES)
+    class_1 = 175 / (200 + 1)  # 100 * (3/4 + 1), of 2 instances
+    assert instances.iou(counted(PREDICTION, LABELS).matrix).tolist() == pytest.approx([5 / 11, class_1])
+
+
+def test_one_id_in_two_images_is_two_instances_and_order_does_not_matter():
+    one_by_one, together = InstanceIoU((1, 2)), InstanceIoU((1, 2))
+    flipped = [t.flip(2) for t in (PREDICTION, LABELS, INSTANCES)]
+    one_by_one.update(PREDICTION, LABELS, INSTANCES)
+    one_by_one.update(*flipped)
+    together.update(*(torch.cat(p) for p in zip((PREDICTION, LABELS, INSTANCES), flipped, strict=True)))
+    matrix = counted(PREDICTION, LABELS).matrix * 2
+    assert together.iou(matrix).tolist() == one_by_one.iou(matrix).tolist()
+    assert together.mean_sizes.tolist() == [2.5, 2.0]
+
+
+def test_equal_instances_make_iiou_the_iou():
+    labels = torch.tensor([[[1, 1, 1, 1, 0, 0]]])
+    ids = torch.tensor([[[24000, 24000, 24001, 24001, 7, 7]]])
+    prediction = torch.tensor([[[1, 0, 1, 1, 1, 0]]])
+    instances = InstanceIoU((1,))
+    instances.update(prediction, labels, ids)
+    matrix = counted(prediction, labels)
+    assert instances.iou(matrix.matrix).item() == pytest.approx(matrix.iou()[1].item())
+
+
+def test_instance_classes_without_instances():
+    instances = InstanceIoU((1, 2))
+    background = torch.zeros(1, 1, 3, dtype=torch.long)
+    instances.update(background, background, background)
+    iou = instances.iou(counted([[[0, 1, 0]]], background).matrix)
+    assert iou[0] == 0.0  # only false positives
+    assert iou[1].isnan()  # nothing at all
+
+
+def test_instances_labeled_ignored_are_left_out():
+    labels = torch.tensor([[[1, 255]]])
+    instances = InstanceIoU((1,))
+    instances.update(torch.tensor([[[1, 1]]]), labels, torch.tensor([[[24000, 29000]]]))
+    assert instances.mean_sizes.item() == 1
+
+
+def test_instance_iou_refuses_mismatched_input():
+    with pytest.raises(ValueError, match="they have to be the same"):
+        InstanceIoU((1,)).update(PREDICTION, LABELS, INSTANCES[..., :3])
+    with pytest.raises(ValueError, match="1 mean sizes for 2 instance classes"):
+        InstanceIoU((1, 2), mean_sizes=(3.0,))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.int64, (2, 3, 4), elements=st.integers(0, 2)),
+    hnp.arrays(np.int64, (2, 3, 4), elements=st.sampled_from([0, 1, 2, 255])),
+    hnp.arrays(np.int64, (2, 3, 4), elements=st.integers(0, 2)),
+)
+def test_instance_iou_matches_weighting_pixel_by_pixel(prediction, labels, number):
+    # Labels 1 and 2 are instance classes; number 0 stands for a crowd.
+    ids = np.where(number > 0, labels * 1000 + number, labels)
+    matrix = counted(prediction, labels).matrix
+    instances = InstanceIoU((1, 2))
+    instances.update(*(torch.from_numpy(a) for a in (prediction, labels, ids)))
+    for slot, c in enumerate((1, 2)):
+        masks = [(ids[b] == c * 1000 + n, prediction[b]) for b, n in itertools.product((0, 1), (1, 2))]
+        masks = [(mask, predicted) for mask, predicted in masks if mask.any()]
+        mean = sum(mask.sum() for mask, _ in masks) / len(masks) if masks else 0
+        itp = sum(((predicted == c) & mask).sum() * mean / mask.sum() for mask, predicted in masks)
+        ifn = sum(((predicted != c) & mask).sum() * mean / mask.sum() for mask, predicted in masks)
+        fp = ((prediction == c) & (labels != c) & (labels != 255)).sum()
+        value = instances.iou(matrix)[slot].item()
+        total = itp + fp + ifn
+        assert math.isnan(value) if total == 0 else value == pytest.approx(itp / total)

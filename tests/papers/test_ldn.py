@@ -1,0 +1,187 @@
+"""The claims of the Ladder-DenseNet paper, Tables 2 to 11."""
+
+import shlex
+import time
+from collections import Counter
+
+import pytest
+
+import segkit.train
+from segkit import models, papers
+from segkit.papers import __main__ as command
+
+# Cells that hold a number, counted in the paper.
+CELLS = {"2": 45, "3": 15, "4": 20, "5": 49, "6": 20, "7": 10, "8": 9, "9": 15, "10": 15, "11": 4}
+
+PRINTED = {
+    "ldn.table2.dn121-32.iiou": 46.7,
+    "ldn.table2.resnet101-32-4.params": 45.9,
+    "ldn.table2.ldn121-32-2.flop": 154.5,
+    "ldn.table3.lddn121-16-4.flop": 87.0,
+    "ldn.table4.ldn121-64-4-ms.iou": 80.3,
+    "ldn.table4.ldn121-128-4.cat-iou": 90.1,
+    "ldn.table5.tkcn.test": 79.5,
+    "ldn.table5.drn.flop": 2106.0,
+    "ldn.table5.ldn161-64-4.val": 80.7,
+    "ldn.table6.ldn121-64-4.ri": 68.7,
+    "ldn.table7.ldn121-32-4-pt.iou": 78.1,
+    "ldn.table8.trained-on-cityscapes.vistas": 44.0,
+    "ldn.table9.ldn161-32-4-aug-ms.test": 83.6,
+    "ldn.table10.ldn121-64-4-pspnet-spp.params": 10.6,
+    "ldn.table11.ldn121-64-4.flip-crop": 76.7,
+    "ldn.text.learning-rate": 4e-4,
+}
+
+INCONSISTENT = {
+    "ldn.table3.lddn121-16-4.flop",  # 87.0B in a column of G
+    "ldn.table4.ldn169-64-4.params",  # LDN161's
+    "ldn.table4.ldn169-64-4.flop",
+    "ldn.table4.ldn121-64-4-ms.flop",  # the flips that Section 6.1 counts in are left out
+    "ldn.text.resnet50-params",  # 2.6·10⁶
+    "ldn.text.gain-over-baseline",
+    "ldn.text.conclusion-ldn121-cityscapes",  # 80.6 against Table 5's 80.0
+}
+
+DIFFERS = {
+    "ldn.table2.dpn68-32-4.flop",
+    "ldn.table2.ldn121-32-2.flop",
+    "ldn.table5.denseaspp.flop",
+    "ldn.table5.dfn.flop",
+    "ldn.table5.lkm.flop",
+    *(
+        f"ldn.table5.{row}.flop"
+        for row in ("tusimple", "sac-multiple", "pspnet", "multi-task", "tkcn", "deeplab-v3")
+    ),
+    "ldn.text.resnet50-flop-excess",
+}
+
+
+class Accepted(Exception):
+    """Thrown in place of training, with the recipe."""
+
+
+@pytest.fixture(scope="module")
+def ldn():
+    return papers.load("ldn")
+
+
+@pytest.fixture(scope="module")
+def results(ldn):
+    start = time.process_time()
+    results = {result.claim.id: result for result in papers.check(ldn)}
+    assert time.process_time() - start < 60  # seconds of one processor, on a busy machine too
+    return results
+
+
+def test_every_numeric_cell_has_exactly_one_claim(ldn):
+    claimed = Counter((claim.table, claim.row, claim.column) for claim in ldn if claim.table)
+    cells = [(table.number, *cell) for table in ldn.tables for cell in table.cells]
+    assert claimed == Counter(cells)
+    assert max(claimed.values()) == 1
+    assert {table.number: len(table.cells) for table in ldn.tables} == CELLS
+
+
+def test_cells_are_rows_times_columns_less_the_empty_ones(ldn):
+    for table in ldn.tables:
+        assert len(table.cells) == len(table.rows) * len(table.columns) - len(table.empty)
+
+
+@pytest.mark.parametrize(("claim_id", "value"), PRINTED.items())
+def test_printed_values_are_the_papers(ldn, claim_id, value):
+    assert ldn[claim_id].value == value
+
+
+def test_every_status_is_what_the_computation_says(results):
+    assert {name: result.error or result.verdict for name, result in results.items() if not result.ok} == {}
+
+
+def test_the_paper_contradicts_itself_exactly_here(results):
+    assert {name for name, result in results.items() if result.verdict == "inconsistent"} == INCONSISTENT
+    assert {name for name, result in results.items() if result.verdict == "differs"} == DIFFERS
+
+
+def test_table_4_ldn169_is_ldn161(results):
+    size = results["ldn.table4.ldn169-64-4.params"]
+    work = results["ldn.table4.ldn169-64-4.flop"]
+    assert (size.ours, size.instead) == pytest.approx((16.09, 30.05), abs=0.01)
+    assert (work.ours, work.instead) == pytest.approx((71.5, 138.72), abs=0.05)
+
+
+def test_multi_scale_work_leaves_the_flips_out(results):
+    result = results["ldn.table4.ldn121-64-4-ms.flop"]
+    assert result.ours == pytest.approx(2 * result.instead)
+    assert result.instead == pytest.approx(536.2, rel=0.0015)
+
+
+def test_every_structural_cell_of_our_models_is_computed(ldn, results):
+    cells = [claim for claim in ldn if claim.table and claim.kind == "structure" and "model" in claim.how]
+    assert len(cells) == 2 * (9 + 3 + 5 + 5 + 5) + 3  # Tables 2, 3, 4, 6, 10; Table 5 has no sizes
+    assert all(results[claim.id].ours is not None for claim in cells)
+
+
+def test_only_other_works_are_quoted(ldn):
+    for claim in ldn.select(status="quoted"):
+        assert claim.table in ("5", "7", "9")
+        assert not any(word in claim.row for word in ("ldn", "lddn", "ddn"))
+
+
+@pytest.fixture(scope="module")
+def recipes(ldn):
+    """Claim id to the recipe that its command would follow, as the command itself understands it."""
+
+    def accept(chosen, *, data_dir, **_):
+        assert data_dir == "DIR"
+        raise Accepted(chosen)
+
+    taken = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segkit.train, "train", accept)
+        for claim in ldn:
+            if claim.command:
+                words = shlex.split(claim.command)
+                assert words[:3] == ["python", "-m", "segkit.train"], claim.id
+                with pytest.raises(Accepted) as caught:
+                    pytest.fail(f"{claim.command}: exit status {segkit.train.main(words[3:])}")
+                taken[claim.id] = caught.value.args[0]
+    return taken
+
+
+def test_every_command_is_one_that_the_trainer_takes(recipes, ldn):
+    assert len(recipes) == len(ldn.select(status="needs-data")) > 60
+    assert all(recipe.model in models.MODELS for recipe in recipes.values())
+
+
+def test_commands_train_and_measure_what_the_table_says(recipes):
+    half = recipes["ldn.table3.lddn121-8-4.iou"]
+    assert (half.resolution, half.crop, half.model) == (0.5, (448, 448), "lddn121-8-4")
+    full = recipes["ldn.table4.ldn121-128-4.iou"]
+    assert (full.resolution, full.crop, full.epochs, full.multi_scale) == (1.0, (768, 768), 300, False)
+    assert recipes["ldn.table4.ldn121-64-4-ms.iou"].multi_scale
+    assert recipes["ldn.table5.ldn161-64-4.val"].multi_scale
+    pretrained, random = recipes["ldn.table6.ldn121-64-4.pt"], recipes["ldn.table6.ldn121-64-4.ri"]
+    assert (pretrained.weights, pretrained.epochs, pretrained.final_split) == ("imagenet", 400, "test")
+    assert (random.weights, random.epochs, random.multi_scale) == ("none", 800, False)
+    small = recipes["ldn.table7.ldn121-16-2-pt.iou"]
+    assert (small.model, small.weights, small.epochs) == ("ldn121-16-2", "imagenet", 400)
+    assert recipes["ldn.table7.ldn121-32-4-ri.iou"].multi_scale
+    assert recipes["ldn.table10.ldn121-64-4-noaux.iou"].aux_weight == 0
+    augmented = {name: recipes[f"ldn.table11.ldn121-64-4.{name}"] for name in ("none", "flip", "flip-crop")}
+    assert {name: (recipe.flip, recipe.scale, recipe.crop) for name, recipe in augmented.items()} == {
+        "none": (0, (1, 1), (1024, 2048)),
+        "flip": (0.5, (1, 1), (1024, 2048)),
+        "flip-crop": (0.5, (1, 1), (768, 768)),
+    }
+
+
+def test_check_and_show_print_the_ledger(ldn, results, capsys, monkeypatch):
+    # Once is enough for the long computation.
+    monkeypatch.setattr(command.ledger, "check", lambda claims: [results[claim.id] for claim in claims])
+    assert command.main(["check", "ldn"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line.split()[0] for line in lines if line.startswith("ldn.")]
+    assert printed == [claim.id for claim in ldn]
+    assert command.main(["show", "ldn.table4.ldn169-64-4.params"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("Table 4, LDN169 64→4, Model size", "30.0M", "inconsistent", "| 30.053", "LDN161"):
+        assert words in shown
+    assert "model_size(model='ldn169-64-4', paper_count=True)" in shown

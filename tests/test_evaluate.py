@@ -1,0 +1,218 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+from torchvision import tv_tensors
+
+from segkit import data, evaluate, models
+from segkit.data.labels import LabelSpace
+from segkit.data.pairs import check_choice
+from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
+
+SPACE = LabelSpace(
+    "toy", ("road", "car", "sky"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)), instance_classes=(1,)
+)
+
+
+class Toy:
+    """Black images with a red corner, labeled right: one car of `size` pixels a side."""
+
+    def __init__(self, split, *, space=SPACE, size=4, instances=False):
+        self.split, self.space, self.size, self.instances = split, space, size, instances
+        self.names = [f"image{i}" for i in range(3)]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        labels = torch.zeros(8, 12, dtype=torch.uint8)
+        labels[: self.size, : self.size] = 1
+        image = torch.zeros(3, 8, 12, dtype=torch.uint8)
+        image[0] = 255 * labels
+        sample = {
+            "image": tv_tensors.Image(image),
+            "labels": tv_tensors.Mask(labels),
+            "name": self.names[index],
+        }
+        if self.instances:
+            sample["instances"] = tv_tensors.Mask(labels.int() * 26000)
+        return sample
+
+
+def red_or_black(*, num_classes, recompute=None):
+    """Says class 1 where there is red and class 0 elsewhere."""
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, num_classes, 1)})
+    with torch.no_grad():
+        model["conv"].weight.zero_()
+        model["conv"].bias.fill_(-9)
+        model["conv"].weight[1, 0] = 1
+        model["conv"].bias[:2] = 0
+    model.forward = lambda x: {"out": model["conv"](x)}
+    return model
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """Data sets and a model that need no files; the opened sets and their options are kept."""
+    opened = []
+
+    def opener(space):
+        def open_(split, *, data_dir, instances, size=4):
+            check_choice("split", split, ("train", "val"))
+            opened.append({"split": split, "data_dir": data_dir, "instances": instances, "size": size})
+            return Toy(split, space=space, size=size, instances=instances)
+
+        return open_
+
+    def without_instances(split, *, data_dir):
+        return Toy(split, space=LabelSpace("plain", SPACE.classes, SPACE.palette))
+
+    monkeypatch.setitem(data.DATASETS, "toy", opener(SPACE))
+    monkeypatch.setitem(
+        data.DATASETS, "cityscapes", opener(LabelSpace("x", ("road", "car", "sky"), SPACE.palette, (), (1,)))
+    )
+    monkeypatch.setitem(data.DATASETS, "plain", without_instances)
+    monkeypatch.setitem(
+        data.DATASETS, "other", opener(LabelSpace("o", ("road", "tree", "sky"), SPACE.palette))
+    )
+    monkeypatch.setitem(data.DATASETS, "wide", opener(LabelSpace("w", ("a", "b"), SPACE.palette[:2])))
+    monkeypatch.setitem(models.MODELS, "red-or-black", red_or_black)
+    return opened
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def write(**changes):
+        state = {
+            "model_name": "red-or-black",
+            "model_options": {},
+            "num_classes": 3,
+            "space": {
+                "name": "toy",
+                "classes": ["road", "car", "sky"],
+                "palette": SPACE.palette,
+                "instance_classes": [1],
+            },
+            "model": red_or_black(num_classes=3).state_dict(),
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
+            **changes,
+        }
+        torch.save(state, tmp_path / "final.pt")
+        return str(tmp_path / "final.pt")
+
+    return write
+
+
+def failure(arguments, capsys):
+    """The one line that the command leaves on stderr as it ends with status 2."""
+    try:
+        status = evaluate.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_it_prints_the_table_and_writes_json(checkpoint, tmp_path, capsys):
+    target = tmp_path / "scores.json"
+    target.write_text("old")
+    arguments = ["--checkpoint", checkpoint(), "--dataset", "toy", "--json", str(target), "--device", "cpu"]
+    assert evaluate.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "toy val" in captured.out and "3 images" in captured.out
+    assert captured.err == ""  # no progress where nobody watches
+    road = next(line for line in captured.out.splitlines() if line.startswith("road"))
+    assert road.split()[:2] == ["road", "100.00"]
+    values = json.loads(target.read_text())
+    assert (values["miou"], values["images"], values["dataset"], values["split"]) == (1.0, 3, "toy", "val")
+    assert values["iou_by_class"] == {"road": 1.0, "car": 1.0, "sky": None}
+    assert values["iiou_by_class"] == {"car": 1.0}
+    assert values["instance_sizes"] == {"car": 16.0}
+    assert [p.name for p in tmp_path.iterdir() if "scores" in p.name] == ["scores.json"]
+
+
+def test_data_set_options_and_resolution_are_those_of_the_run(checkpoint, toys, tmp_path):
+    trained = {"recipe": {"dataset": "toy", "dataset_options": {"size": 6}, "final_split": "train"}}
+    path, target = checkpoint(settings=trained, resolution=0.5), tmp_path / "scores.json"
+    assert evaluate.main(["--checkpoint", path, "--data-dir", str(tmp_path), "--json", str(target)]) == 0
+    assert toys[-1] == {"split": "train", "data_dir": tmp_path, "instances": True, "size": 6}
+    values = json.loads(target.read_text())
+    assert values["resolution"] == 0.5
+    assert values["instance_sizes"] == {"car": 9.0}
+    assert torch.tensor(values["matrix"]).sum() == 3 * 4 * 6
+    arguments = [
+        "--checkpoint",
+        path,
+        "--option",
+        "size=2",
+        "--resolution",
+        "1",
+        "--split",
+        "val",
+        "--limit",
+        "2",
+    ]
+    assert evaluate.main([*arguments, "--json", str(target)]) == 0
+    assert toys[-1] == {"split": "val", "data_dir": None, "instances": True, "size": 2}
+    values = json.loads(target.read_text())
+    assert (values["images"], values["resolution"], values["instance_sizes"]) == (2, 1, {"car": 4.0})
+
+
+def test_multi_scale_means_the_papers_five_scales_with_mirror_images(checkpoint, tmp_path):
+    target = tmp_path / "scores.json"
+    arguments = ["--checkpoint", checkpoint(), "--dataset", "toy", "--multi-scale", "--json", str(target)]
+    assert evaluate.main(arguments) == 0
+    values = json.loads(target.read_text())
+    assert (values["scales"], values["flip"]) == ([0.5, 0.75, 1.0, 1.5, 2.0], True)
+
+
+def test_full_cityscapes_is_weighed_with_the_benchmarks_sizes(checkpoint, tmp_path):
+    target = tmp_path / "scores.json"
+    for resolution, size in (("1", CITYSCAPES_MEAN_SIZES["car"]), ("0.5", 4.0)):
+        arguments = ["--checkpoint", checkpoint(), "--dataset", "cityscapes", "--resolution", resolution]
+        assert evaluate.main([*arguments, "--json", str(target)]) == 0
+        assert json.loads(target.read_text())["instance_sizes"] == {"car": size}
+
+
+def test_a_set_without_instances_is_scored_without_iiou(checkpoint, tmp_path):
+    target = tmp_path / "scores.json"
+    assert evaluate.main(["--checkpoint", checkpoint(), "--dataset", "plain", "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["iiou"] is None
+
+
+def test_wrong_input_ends_in_one_sentence(checkpoint, tmp_path, capsys):
+    path = checkpoint()
+    with_toy = ["--checkpoint", path, "--dataset", "toy"]
+    assert "--checkpoint" in failure([], capsys)
+    assert "no checkpoint at" in failure(
+        ["--checkpoint", str(tmp_path / "no.pt"), "--dataset", "toy"], capsys
+    )
+    assert "give --dataset" in failure(["--checkpoint", path], capsys)
+    assert "toy" in failure(["--checkpoint", path, "--dataset", "toyy"], capsys)
+    assert "val" in failure([*with_toy, "--split", "vall"], capsys)
+    assert "no option 'sise'" in failure([*with_toy, "--option", "sise=3"], capsys)
+    assert "'size' is not KEY=VALUE" in failure([*with_toy, "--option", "size"], capsys)
+    assert "'x' is not a number of images" in failure([*with_toy, "--limit", "x"], capsys)
+    assert "-1 is not above 0" in failure([*with_toy, "--resolution", "-1"], capsys)
+    assert "no device" in failure([*with_toy, "--device", "toaster"], capsys)
+    assert "to write scores.json to" in failure(
+        [*with_toy, "--json", str(tmp_path / "no" / "scores.json")], capsys
+    )
+
+
+def test_other_classes_than_the_data_sets_are_named(checkpoint, capsys):
+    path = checkpoint()
+    message = failure(["--checkpoint", path, "--dataset", "wide"], capsys)
+    assert "predicts 3 classes (toy), but wide has 2 (w)" in message
+    message = failure(["--checkpoint", path, "--dataset", "other"], capsys)
+    assert "class 1 is 'car' to the model (toy) and 'tree' in other (o)" in message
+
+
+def test_option_values():
+    assert evaluate._option("size=128x256") == ("size", (128, 256))
+    assert evaluate._option("num_classes=20") == ("num_classes", 20)
+    assert evaluate._option("name=some text") == ("name", "some text")
