@@ -1,0 +1,110 @@
+"""Gets, generates and checks data: `python -m segkit.data NAME`.
+
+    python -m segkit.data streets --size 1024x2048 --train 64 --val 16    generate (once), count the classes
+    python -m segkit.data camvid --from PATH                              unpack or copy, verify
+    python -m segkit.data cityscapes --data-dir DIR --verify              read every file of every split
+    python -m segkit.data folder --data-dir DIR --verify                  the same for your own images
+
+Without `--verify` a set that is there already gets the cheap checks only: pairs, headers, sizes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from segkit.data import DATASETS, camvid, data_root, load
+from segkit.data.pairs import PairDataset, Summary, check_choice
+
+SPLITS = {
+    "streets": ("train", "val"),
+    "cityscapes": ("train", "val"),  # the labels of test are not public
+    "camvid": camvid.PARTS,
+    "folder": ("train", "val"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 128x256")
+    return int(height), int(width)
+
+
+def _parser() -> argparse.ArgumentParser:
+    root = str(data_root()).replace("%", "%%")  # argparse formats help texts
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = _Parser(
+        prog="python -m segkit.data",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help=f"where data lies (default: {root})")
+    parser.add_argument("--verify", action="store_true", help="read every file whole")
+    parser.add_argument("--from", dest="source", type=Path, metavar="PATH", help="camvid: tar pack or folder")
+    streets = parser.add_argument_group("streets")
+    streets.add_argument("--size", type=_size, metavar="HxW", help="of the images (default: 128x256)")
+    streets.add_argument("--train", type=int, metavar="N", help="training images (default: 64)")
+    streets.add_argument("--val", type=int, metavar="N", help="validation images (default: 16)")
+    streets.add_argument("--seed", type=int, help="of the scenes (default: 0)")
+    return parser
+
+
+def _print(name: str, datasets: Sequence[PairDataset], summaries: Sequence[Summary] | None) -> None:
+    print(f"{name}: {datasets[0].root}")
+    if summaries is None:
+        for dataset in datasets:
+            print(f"  {dataset.split:6} {len(dataset):5} images, headers checked (--verify reads them whole)")
+        return
+    for dataset, summary in zip(datasets, summaries, strict=True):
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(summary.sizes))
+        print(f"  {dataset.split:6} {summary.images:5} images of {sizes}, all read and right")
+    print(f"\n{'share of pixels, %':20}" + "".join(f"{dataset.split:>9}" for dataset in datasets))
+    columns = [(*summary.frequencies, 1 - sum(summary.frequencies)) for summary in summaries]
+    for row, shares in zip(
+        (*datasets[0].space.classes, "(ignored)"), zip(*columns, strict=True), strict=True
+    ):
+        print(f"{row:20}" + "".join(f"{100 * abs(share):9.3f}" for share in shares))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after one line on stderr."""
+    args = _parser().parse_args(arguments)
+    try:
+        check_choice("data set", args.name, DATASETS)
+        options = {key: getattr(args, key) for key in ("size", "train", "val", "seed")}
+        options = {key: value for key, value in options.items() if value is not None}
+        data_dir = None if args.data_dir is None else args.data_dir.expanduser()
+        if args.source is not None:
+            if args.name != "camvid":
+                raise ValueError(
+                    f"--from is for camvid alone; put {args.name} where it belongs, or use --data-dir"
+                )
+            data_dir, seen = camvid.unpack(args.source.expanduser(), data_dir or data_root())
+        # `streets --val 0` makes a train split alone; with nothing at all asked for, load says what is wrong.
+        splits = [split for split in SPLITS[args.name] if options.get(split) != 0] or SPLITS[args.name]
+        datasets = [load(args.name, split, data_dir=data_dir, **options) for split in splits]
+        summaries = None
+        if args.source is not None:
+            summaries = [seen[dataset.split] for dataset in datasets]
+        elif args.verify or args.name == "streets":  # what was just generated is shown with its frequencies
+            summaries = [dataset.verify() for dataset in datasets]
+        _print(args.name, datasets, summaries)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
