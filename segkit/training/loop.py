@@ -1,0 +1,236 @@
+"""The training loop, the same for every recipe. Read :func:`train` from top to bottom."""
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from segkit.data.sampling import first
+from segkit.data.transforms import normalize
+from segkit.evaluation.batchnorm import exact_statistics
+from segkit.evaluation.inference import MULTI_SCALE
+from segkit.training import distributed, folder, inputs, setup
+from segkit.training.losses import segmentation_loss
+from segkit.training.recipes import Recipe
+from segkit.training.session import Position, Run, Session, TrainingError
+
+Callback = Callable[[dict[str, Any]], None]
+
+FETCH_EVERY = 10  # steps on a GPU between two looks at the losses, each of which makes the GPU wait
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: nn.Module | None = None,
+    train_set: Any = None,
+    val_set: Any = None,
+    data_dir: str | Path | None = None,
+    out_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    max_minutes: float | None = None,
+    limit_train: int | None = None,
+    limit_val: int | None = None,
+    workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    checkpoint_steps: int | None = None,
+    verify: bool = True,
+    progress: bool | None = None,
+    on_step: Callback | None = None,
+    on_epoch: Callback | None = None,
+) -> Run:
+    """Trains as a recipe says; under ``torchrun`` on all its processes.
+
+    Args:
+        recipe: what to train on what, and how.
+        model: your own model instead of the recipe's; it returns a dict with ``"out"`` and perhaps ``"aux"``.
+        train_set: your own training set instead of the recipe's.
+        val_set: your own set, for the measurements on the way and at the end.
+        data_dir: where the data sets are; None for the data root.
+        out_dir: the run's folder; None for runs/RECIPE-HASH, one for each recipe and settings.
+        device: "cpu", "cuda", "cuda:1"; None for a GPU where there is one.
+        resume: go on from the last checkpoint in the folder.
+        overwrite: delete an unfinished run in the folder.
+        max_minutes: stop at a checkpoint after this time; resume goes on.
+        limit_train: use the first so many training images; None or 0 for all.
+        limit_val: use the first so many images of the other splits; None or 0 for all.
+        workers: loading processes; None for none on the CPU and up to 8 beside a GPU.
+        checkpoint_minutes: save after this time within an epoch (the end of an epoch is always saved).
+        checkpoint_steps: also save each time the number of steps is a multiple of this.
+        verify: read all data once before training, so that a bad file is named now and not in the middle.
+        progress: a progress bar; None for one in a live terminal that has tqdm.
+        on_step: called with each step's log entry, in the main process.
+        on_epoch: called with each epoch's log entry, in the main process.
+
+    Returns:
+        The run. Its losses are the same bit for bit, on a CPU, whether it was killed and resumed or not.
+
+    Raises:
+        ValueError: if settings and data do not fit, or a run with other settings shall be resumed.
+        FileExistsError: if an unfinished run lies in the folder.
+        FileNotFoundError: if data, or a run to resume, is missing.
+        TrainingError: if the loss becomes NaN or infinite; the files of the batch are named.
+    """
+    limits = {"limit_train": limit_train, "limit_val": limit_val}
+    settings = setup.run_settings(recipe, model, train_set, limits)
+    where = folder.default_folder(settings) if out_dir is None else Path(out_dir)
+    with distributed.join(device) as world:
+        gpu = world.device.type == "cuda"
+        amp = gpu and recipe.mixed_precision
+        if gpu:
+            torch.backends.cudnn.benchmark = True  # crops have one size: cuDNN may try what is fastest
+
+        # The run's folder, a fresh one or one to go on in; data; model and optimizer.
+        if resume:
+            folder.check_resume(where, settings)
+        elif world.main:
+            folder.check_start(where, overwrite=overwrite)
+        if train_set is None:
+            train_set = inputs.open_split(recipe, recipe.train_split, data_dir=data_dir)
+        train_set = first(train_set, limit_train)
+        val_set, final_set = setup.measured_sets(recipe, val_set, data_dir, limit_val)
+        batches = inputs.Batches(train_set, recipe, world, workers=workers)
+        torch.manual_seed(recipe.seed)
+        model = setup.prepare_model(recipe, model, train_set.space.num_classes, world)
+        optimizer = setup.make_optimizer(model, recipe)
+        if verify and world.main and not resume:
+            inputs.verify(train_set, val_set, final_set)
+        described = setup.description(recipe, train_set, settings)
+        session = Session(
+            where, settings, described, model, optimizer, world, amp=amp, resume=resume, overwrite=overwrite
+        )
+        parallel = world.wrap(model, all_used=recipe.aux_weight > 0)
+        began = saved = time.monotonic()
+
+        at = session.begin
+        for epoch in range(at.epoch, recipe.epochs):
+            rate = setup.set_rate(optimizer, recipe, epoch)
+            model.train()
+            waiting: list[tuple[dict[str, Tensor], list[str]]] = []  # losses that are still on the device
+            epoch_began = clock = time.monotonic()
+            bar = progress if world.main else False
+            for batch in _shown(batches.epoch(epoch, start=at.batch), epoch, recipe, bar):
+                losses = _step(parallel, optimizer, batch, recipe, world.device, amp)
+                waiting.append((losses, batch["name"]))
+                at = Position(epoch, at.batch + 1, at.step + 1)
+                last = at.batch == len(batches)
+                save_now = bool(checkpoint_steps) and at.step % checkpoint_steps == 0
+                if gpu and len(waiting) < FETCH_EVERY and not (last or save_now):
+                    continue
+
+                seconds = (time.monotonic() - clock) / len(waiting)
+                for step, loss, parts in _fetch(waiting, at.step, session):
+                    entry = {"epoch": epoch, "step": step, "loss": loss, "parts": parts, "lr": rate}
+                    entry = session.log.write("step", **entry, seconds=seconds)
+                    if on_step and world.main:
+                        on_step(entry)
+                waiting = []
+                late, due = world.agree(_past(began, max_minutes), _past(saved, checkpoint_minutes))
+                if (late or due or save_now) and not last:
+                    session.save(at, batch["name"])
+                    saved = time.monotonic()
+                    if late:
+                        return session.end()
+                clock = time.monotonic()
+
+            # The end of an epoch: measure, log, save.
+            world.share_buffers(model)
+            measured = {}
+            if val_set is not None and (epoch + 1) % recipe.val_every == 0:
+                scores = session.measure(val_set).as_dict()
+                measured = {key: scores[key] for key in ("miou", "pixel_accuracy", "iou_by_class")}
+            mean_loss = statistics.fmean(
+                entry["loss"] for entry in session.log.steps if entry["epoch"] == epoch
+            )
+            entry = {"epoch": epoch, "step": at.step, "loss": mean_loss, "lr": rate, **measured}
+            entry = session.log.write("epoch", **entry, seconds=time.monotonic() - epoch_began)
+            if on_epoch and world.main:
+                on_epoch(entry)
+            at = Position(epoch + 1, 0, at.step)
+            session.save(at, batch["name"])
+            saved = time.monotonic()
+            if world.agree(_past(began, max_minutes))[0]:
+                return session.end()
+
+        # The end of the run: exact batch-norm statistics over one more epoch of training batches (Sec. 6.1:
+        # "over the training set"; to take crops as in training is chosen), and the figures that count.
+        if not session.trained:
+            if recipe.exact_batchnorm:
+                images = (_images(batch, world.device) for batch in batches.epoch(recipe.epochs))
+                exact_statistics(model, images, amp=amp)
+            session.keep_final(at)
+        sizes = setup.instance_sizes(recipe)
+        evaluation = session.measure(final_set, instance_sizes=sizes)
+        multi_scale = None
+        if recipe.multi_scale:
+            multi_scale = session.measure(final_set, scales=MULTI_SCALE, flip=True, instance_sizes=sizes)
+        session.keep_result(final_set.split, evaluation, multi_scale)
+        return session.end(evaluation, multi_scale)
+
+
+def _step(
+    model: nn.Module, optimizer: Optimizer, batch: dict, recipe: Recipe, device: torch.device, amp: bool
+) -> dict[str, Tensor]:
+    """One step of training; returns the loss and its parts, still on the device."""
+    images = _images(batch, device)
+    labels = batch["labels"].to(device, non_blocking=True)  # (B, H, W)
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        output = model(images) if recipe.aux_weight else model(images, auxiliary=False)
+    loss, parts = segmentation_loss(output, labels, aux_weight=recipe.aux_weight)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {"loss": loss.detach(), **parts}
+
+
+def _images(batch: dict[str, Any], device: torch.device) -> Tensor:
+    """The batch's images as the model takes them, float (B, 3, H, W)."""
+    images = normalize(batch["image"].to(device, non_blocking=True))
+    return images.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images
+
+
+def _fetch(
+    waiting: list[tuple[dict[str, Tensor], list[str]]], last_step: int, session: Session
+) -> Iterable[tuple[int, float, dict[str, float]]]:
+    """Brings losses from the device, averaged over the processes: step, loss and parts of each step.
+
+    Raises:
+        TrainingError: at a loss that is no number; the files of that batch are named.
+    """
+    names = list(waiting[0][0])
+    own = torch.stack([torch.stack(list(losses.values())) for losses, _ in waiting])  # (steps, losses)
+    means = session.world.mean(own.clone()).tolist()
+    for index, (loss, *parts) in enumerate(means):
+        step = last_step - len(waiting) + 1 + index
+        if not math.isfinite(loss):
+            mine = [] if own[index, 0].isfinite() else waiting[index][1]
+            files = ", ".join(name for part in session.world.gather(mine) for name in part)
+            raise TrainingError(
+                f"the loss of step {step} is {loss}, in a batch of {files}; checkpoints in {session.where} "
+                "are from before it: look at these files, or lower the learning rate"
+            )
+        yield step, loss, dict(zip(names[1:], parts, strict=True))
+
+
+def _past(since: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - since > 60 * minutes
+
+
+def _shown(batches: Iterable[dict], epoch: int, recipe: Recipe, wanted: bool | None) -> Iterable[dict]:
+    """The batches, with a progress bar where someone can watch it."""
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return batches
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return batches
+    return tqdm(batches, desc=f"epoch {epoch + 1}/{recipe.epochs}", leave=False)

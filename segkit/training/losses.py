@@ -1,0 +1,178 @@
+"""The multi-scale loss of Ladder-DenseNets (Sec. 6.1): one main loss, and one per auxiliary output.
+
+Shapes: B images, C classes, H x W pixels; an auxiliary output has h x w cells.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+
+MIN_LABELED = 0.5  # a window that is ignored by half or more says too little (chosen: the paper is silent)
+
+
+@lru_cache(maxsize=64)
+def _windows(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Splits one axis of ``length`` pixels into ``cells`` windows, placed as adaptive pooling places them.
+
+    Where ``cells`` does not divide ``length``, neighboring windows share pixels. The axis is then cut at
+    every edge of a window into disjoint segments, and each window is a sum of segments.
+
+    Returns:
+        The segment that each pixel lies in, int64 (length,); which segments make up which window, float
+        (cells, segments), or None where segments and windows are the same; pixels per window, float (cells,).
+    """
+    starts = [cell * length // cells for cell in range(cells)]
+    ends = [-(-(cell + 1) * length // cells) for cell in range(cells)]  # rounded up
+    edges = sorted({*starts, *ends})
+    segment_of = torch.bucketize(torch.arange(length), torch.tensor(edges), right=True) - 1
+    widths = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)], dtype=torch.float32)
+    if len(edges) == cells + 1:
+        return segment_of.to(device), None, widths.to(device)
+    lower, upper = torch.tensor(edges[:-1]), torch.tensor(edges[1:])
+    inside = (lower >= torch.tensor(starts)[:, None]) & (upper <= torch.tensor(ends)[:, None])
+    return segment_of.to(device), inside.float().to(device), widths.to(device)
+
+
+def _count(labels: Tensor, size: Size, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Pixels of each class in each window, float (B, C, h, w), and pixels of each window, float (h, w)."""
+    batch = len(labels)
+    row, rows_inside, heights = _windows(labels.shape[1], size[0], labels.device)
+    column, columns_inside, widths = _windows(labels.shape[2], size[1], labels.device)
+    rows = size[0] if rows_inside is None else rows_inside.shape[1]
+    columns = size[1] if columns_inside is None else columns_inside.shape[1]
+
+    # One scatter over the pixels instead of a full-resolution map per class; ignored pixels go to a class of
+    # their own, dropped below. Counts below 2^24 are exact in float32, whatever the order of additions.
+    label = labels.masked_fill(labels == ignore_index, num_classes)  # (B, H, W)
+    index = (label * rows + row[:, None]) * columns + column  # (B, H, W)
+    counts = torch.zeros(batch, (num_classes + 1) * rows * columns, device=labels.device)
+    counts.scatter_add_(
+        1, index.flatten(1), torch.ones((), device=labels.device).expand(batch, index[0].numel())
+    )
+    counts = counts.view(batch, num_classes + 1, rows, columns)[:, :num_classes]
+
+    if rows_inside is not None:
+        counts = rows_inside @ counts
+    if columns_inside is not None:
+        counts = counts @ columns_inside.T
+    return counts, heights[:, None] * widths
+
+
+def _divides(size: Size, larger: Size) -> bool:
+    return larger[0] % size[0] == 0 and larger[1] % size[1] == 0
+
+
+def _distributions(
+    labels: Tensor, sizes: list[Size], num_classes: int, ignore_index: int
+) -> dict[Size, tuple[Tensor, Tensor]]:
+    """Soft targets for several sizes, from the finest to the coarsest; the labels are read rarely."""
+    image: Size = (labels.shape[1], labels.shape[2])
+    counted: dict[Size, tuple[Tensor, Tensor]] = {}
+    for size in sorted(set(sizes), key=lambda s: s[0] * s[1], reverse=True):
+        # Windows that tile the image can be merged into larger ones that tile it.
+        finer = next((s for s in reversed(counted) if _divides(s, image) and _divides(size, s)), None)
+        if finer is None:
+            counted[size] = _count(labels, size, num_classes, ignore_index)
+        else:
+            merge = (finer[0] // size[0], finer[1] // size[1])
+            counts = F.avg_pool2d(counted[finer][0], merge, divisor_override=1)
+            area = F.avg_pool2d(counted[finer][1][None, None], merge, divisor_override=1)[0, 0]
+            counted[size] = counts, area
+
+    targets = {}
+    for size, (counts, area) in counted.items():
+        labeled = counts.sum(1)  # (B, h, w)
+        targets[size] = counts / labeled.clamp(min=1)[:, None], labeled / area
+    return targets
+
+
+def _check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    if labels.ndim != 3 or labels.dtype != torch.int64:
+        raise ValueError(f"labels are int64 (B, H, W), not {labels.dtype} {tuple(labels.shape)}")
+    if labels.device.type == "cpu":  # elsewhere the check would wait for the device in every step
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"label {wrong[0].item()} is neither a class (0 to {num_classes - 1}) nor {ignore_index} "
+                "(ignored): the data has other classes than the model's output"
+            )
+
+
+def label_distribution(
+    labels: Tensor, size: Size, *, num_classes: int, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """Soft targets of an auxiliary loss: the share of each class in the N x N window of each cell (Sec. 6.1).
+
+    The shares are among the labelled pixels of the window, so they add up to 1; a window without a labelled
+    pixel has zeros. Where ``size`` does not divide the labels' size, the windows are those of adaptive
+    pooling (they then overlap by one pixel at most).
+
+    Args:
+        labels: classes, int64 (B, H, W).
+        size: cells (h, w) to reduce to.
+        num_classes: C.
+        ignore_index: the label of pixels that count for nothing.
+
+    Returns:
+        The distribution, float (B, C, h, w), and the labelled share of each window, float (B, h, w).
+
+    Raises:
+        ValueError: if ``labels`` has another shape or type, or (on the CPU) a label that is no class.
+    """
+    _check_labels(labels, num_classes, ignore_index)
+    return _distributions(labels, [size], num_classes, ignore_index)[size]
+
+
+def _soft_cross_entropy(logits: Tensor, distribution: Tensor, labeled: Tensor) -> Tensor:
+    """Mean cross-entropy over the windows that are labelled by more than half; 0 where there is none."""
+    loss = -(distribution * F.log_softmax(logits.float(), dim=1)).sum(1)  # (B, h, w)
+    kept = (labeled > MIN_LABELED).float()
+    return (loss * kept).sum() / kept.sum().clamp(min=1)
+
+
+def segmentation_loss(
+    output: dict[str, Tensor | dict[str, Tensor]],
+    labels: Tensor,
+    *,
+    aux_weight: float = 0.4,
+    ignore_index: int = 255,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss of Sec. 6.1: 0.6 times the main loss plus 0.4 times the mean of the auxiliary ones.
+
+    Args:
+        output: what a model returns in training: ``"out"``, logits (B, C, H, W), and ``"aux"``, a dict from
+            name to logits (B, C, h, w). Without auxiliary outputs the main loss stands alone, with weight 1.
+        labels: classes, int64 (B, H, W).
+        aux_weight: weight of the auxiliary mean; the main loss has the rest of 1.
+        ignore_index: the label of pixels that count for nothing.
+
+    Returns:
+        The total, a scalar, and its parts before weighting: ``"main"`` and one per auxiliary output,
+        detached. A batch with every pixel ignored has a total of 0 and zero gradients.
+
+    Raises:
+        ValueError: if labels and logits do not fit each other.
+    """
+    logits = output["out"]
+    _check_labels(labels, logits.shape[1], ignore_index)
+    if labels.shape != logits[:, 0].shape:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
+    # The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN.
+    main = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    main = main / (labels != ignore_index).sum().clamp(min=1)
+    parts = {"main": main}
+
+    auxiliary = output.get("aux") or {}
+    if not auxiliary or aux_weight == 0:
+        return main, {"main": main.detach()}
+    sizes = [(aux.shape[2], aux.shape[3]) for aux in auxiliary.values()]
+    targets = _distributions(labels, sizes, logits.shape[1], ignore_index)
+    for (name, aux), size in zip(auxiliary.items(), sizes, strict=True):
+        parts[name] = _soft_cross_entropy(aux, *targets[size])
+    mean_aux = torch.stack([parts[name] for name in auxiliary]).mean()
+    total = (1 - aux_weight) * main + aux_weight * mean_aux
+    return total, {name: part.detach() for name, part in parts.items()}

@@ -1,0 +1,114 @@
+"""What stands ready before the first step: settings, measured sets, model, optimizer."""
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from segkit import models
+from segkit.data.sampling import first
+from segkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
+from segkit.training import inputs
+from segkit.training.distributed import World, synchronize_batchnorm
+from segkit.training.recipes import Recipe
+from segkit.training.schedules import cosine
+
+
+def run_settings(
+    recipe: Recipe, model: nn.Module | None, train_set: Any, limits: dict[str, int | None]
+) -> dict:
+    """All that a run's losses depend on, as JSON would give it back; equal ones share a folder."""
+    own = {"own_model": _class(model), "own_train_set": _class(train_set)}
+    return {"recipe": recipe.settings(), **{name: limit or 0 for name, limit in limits.items()}, **own}
+
+
+def _class(thing: Any) -> str | None:
+    return None if thing is None else type(thing).__qualname__
+
+
+def measured_sets(recipe: Recipe, val_set: Any, data_dir: Any, limit: int | None) -> tuple[Any, Any]:
+    """The set measured while training (None for none) and the one measured at the end."""
+    if val_set is not None:
+        val_set = first(val_set, limit)
+        return val_set, val_set
+    on_the_way = None
+    if recipe.val_split:
+        on_the_way = first(inputs.open_split(recipe, recipe.val_split, data_dir=data_dir), limit)
+    if on_the_way is not None and recipe.final_split == recipe.val_split and not recipe.instances:
+        return on_the_way, on_the_way
+    at_the_end = inputs.open_split(recipe, recipe.final_split, data_dir=data_dir, instances=recipe.instances)
+    return on_the_way, first(at_the_end, limit)
+
+
+def instance_sizes(recipe: Recipe) -> dict[str, float] | None:
+    """What iIoU weighs instances with: the benchmark's mean sizes on Cityscapes, else the set's own."""
+    return CITYSCAPES_MEAN_SIZES if recipe.dataset == "cityscapes" and recipe.resolution == 1 else None
+
+
+def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, world: World) -> nn.Module:
+    """The recipe's model, or the given one, on this process's device and ready to train.
+
+    Raises:
+        ValueError: if there is no such model or option.
+        RuntimeError: if ImageNet weights are asked for and cannot be had.
+    """
+    if model is None:
+        weights = None if recipe.weights == "none" else recipe.weights
+        model = models.build(recipe.model, num_classes=num_classes, weights=weights, **recipe.model_options)
+    gpu = world.device.type == "cuda"  # where convolutions are faster with channels last
+    model = model.to(world.device, memory_format=torch.channels_last if gpu else torch.preserve_format)
+    model = synchronize_batchnorm(model, world)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = recipe.bn_momentum
+    return model
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """AMSGrad with pre-trained parameters in a group of their own, whose rate is divided (Sec. 6.1)."""
+    pretrained = (
+        {id(p) for p in model.pretrained_parameters()} if hasattr(model, "pretrained_parameters") else set()
+    )
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in pretrained], "divisor": 1.0},
+        {
+            "params": [p for p in model.parameters() if id(p) in pretrained],
+            "divisor": recipe.pretrained_lr_divisor,
+        },
+    ]
+    return Adam(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        amsgrad=True,
+    )
+
+
+def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int) -> float:
+    """Sets the learning rate of an epoch and returns it (that of parameters that were not pre-trained)."""
+    span = recipe.learning_rate - recipe.min_learning_rate
+    rate = recipe.min_learning_rate + span * cosine(epoch, recipe.epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = rate / group["divisor"]
+    return rate
+
+
+def description(recipe: Recipe, dataset: Any, settings: dict) -> dict[str, Any]:
+    """The part of a checkpoint that says how to build the model and how to feed it."""
+    own = settings["own_model"]
+    return {
+        "model_name": own or recipe.model,
+        "model_options": {} if own else recipe.model_options,
+        "num_classes": dataset.space.num_classes,
+        "space": json.loads(json.dumps(dataclasses.asdict(dataset.space))),
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "resolution": recipe.resolution,
+        "settings": settings,
+    }

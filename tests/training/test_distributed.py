@@ -1,0 +1,94 @@
+"""Several processes: the same figures as one."""
+
+import json
+
+import pytest
+import torch
+
+from segkit.evaluation.inference import evaluate
+from segkit.training import distributed, state
+from segkit.training.distributed import World, choose_device, join
+
+
+@pytest.fixture(scope="module")
+def two_processes(run_process, tmp_path_factory):
+    """The folder of a run that torchrun started on two processes, and what each of them measured."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    status, output = run_process(out, "--plain", processes=2)
+    assert status == 0, output
+    return out, [json.loads(out.with_name(f"run.{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_evaluation_on_two_processes_is_that_of_one(tiny, two_processes):
+    out, measured = two_processes
+    assert [entry["size"] for entry in measured] == [2, 2]
+    model = tiny.TinyNet(norm=False)
+    model.load_state_dict(state.load(out / "final.pt")["model"])
+    alone = evaluate(model, tiny.TinySet(5, "val", seed=1))  # 5 images: the processes have 3 and 2
+    for entry in measured:
+        assert entry["matrix"] == alone.matrix.tolist()
+    assert json.loads((out / "result.json").read_text())["evaluation"]["miou"] == alone.miou
+
+
+def test_gradients_are_those_of_the_whole_batch(tiny, two_processes, tmp_path):
+    """Without batch norm and ignored pixels, a batch split in two has the losses of the whole one."""
+    out, _ = two_processes
+    steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    alone = tiny.run_tiny(tmp_path / "one", plain=True)
+    together = [entry["loss"] for entry in steps if entry["kind"] == "step"]
+    assert len(together) == 9
+    torch.testing.assert_close(together, [entry["loss"] for entry in alone.steps], rtol=1e-5, atol=0)
+    assert together[-1] < together[0]
+
+
+def test_only_the_main_process_writes(two_processes):
+    out, _ = two_processes
+    assert sorted(path.name for path in out.iterdir()) == [
+        "final.pt",
+        "log.jsonl",
+        "result.json",
+        "settings.json",
+    ]
+
+
+def test_the_batch_is_split_evenly_or_refused():
+    cpu = torch.device("cpu")
+    assert World(0, 4, cpu).share_of_batch(16) == 4
+    with pytest.raises(ValueError, match=r"batch_size 16 .* over 3: choose a multiple of 3"):
+        World(0, 3, cpu).share_of_batch(16)
+
+
+def test_alone_nothing_is_exchanged():
+    with join("cpu") as world:
+        assert (world.rank, world.size, world.main) == (0, 1, True)
+        assert world.agree(True, False) == (True, False)
+        assert world.gather("x") == ["x"]
+        assert world.share("x") == "x"
+        model = torch.nn.BatchNorm2d(2)
+        assert world.wrap(model) is model
+        assert distributed.synchronize_batchnorm(model, world) is model
+        torch.testing.assert_close(world.mean(torch.ones(2)), torch.ones(2))
+
+
+def test_batchnorm_is_synchronized_on_gpus_only():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    two = World(0, 2, torch.device("cuda", 0))
+    assert isinstance(distributed.synchronize_batchnorm(model, two)[0], torch.nn.SyncBatchNorm)
+    two = World(0, 2, torch.device("cpu"))
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    assert not isinstance(distributed.synchronize_batchnorm(model, two)[0], torch.nn.SyncBatchNorm)
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(None) == torch.device("cpu")
+    with pytest.raises(ValueError, match="no GPU here: use cpu"):
+        choose_device("cuda")
+    with pytest.raises(ValueError, match="no device is called 'gpu'"):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device(None, local_rank=1) == torch.device("cuda", 1)
+    assert choose_device("cuda:0", local_rank=1) == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="no GPU 5: this machine has 2"):
+        choose_device("cuda:5")

@@ -1,0 +1,278 @@
+"""The loop: it learns, stops, resumes bit for bit, and names what broke."""
+
+import json
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from segkit.data.sampling import collate
+from segkit.data.transforms import normalize
+from segkit.training import loop, setup, state, train
+from segkit.training.distributed import World
+from segkit.training.session import TrainingError
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def go(tiny, tmp_path):
+    """Trains the tiny network from fixed initial weights; keywords of the recipe in ``changes``."""
+
+    def run(changes=(), **options):
+        torch.manual_seed(0)
+        options = {
+            "model": tiny.TinyNet(),
+            "train_set": tiny.TinySet(),
+            "val_set": tiny.TinySet(5, "val", 1),
+            **options,
+        }
+        return train(tiny.tiny_recipe(**dict(changes)), out_dir=tmp_path / "run", device="cpu", **options)
+
+    return run
+
+
+def losses(run):
+    return [(entry["step"], entry["loss"], entry["parts"]) for entry in run.steps]
+
+
+def test_a_run_learns_and_leaves_all_it_should(go, tmp_path):
+    seen = []
+    run = go({"epochs": 12}, on_step=seen.append)
+    assert run.finished
+    assert run.epochs[-1]["loss"] < 0.6 * run.epochs[0]["loss"]
+    assert run.evaluation.miou > 0.8  # a constant prediction has about 1/9
+    assert run.evaluation.images == 5
+    assert seen == run.steps
+    assert [entry["step"] for entry in run.steps] == list(range(1, 37))
+    assert set(run.steps[0]) == {"kind", "epoch", "step", "loss", "parts", "lr", "seconds"}
+    assert set(run.steps[0]["parts"]) == {"main", "level8"}
+    assert run.steps[0]["loss"] == pytest.approx(
+        0.6 * run.steps[0]["parts"]["main"] + 0.4 * run.steps[0]["parts"]["level8"], rel=1e-6
+    )
+    assert all(0 <= entry["miou"] <= 1 for entry in run.epochs)
+    assert not run.model.training
+
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "final.pt",
+        "log.jsonl",
+        "result.json",
+        "settings.json",
+    ]
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [line for line in lines if line["kind"] == "step"] == run.steps
+    assert [line for line in lines if line["kind"] == "epoch"] == run.epochs
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result["evaluation"]["miou"] == run.evaluation.miou
+    assert result["split"] == "val"
+    final = state.load(run.folder / "final.pt")
+    for key in ("model_name", "model_options", "num_classes", "space", "mean", "std", "settings"):
+        assert key in final
+    assert final["space"]["classes"] == ["red", "green", "blue"]
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(final["model"][name], tensor)
+
+
+def test_the_same_run_twice_is_the_same(go):
+    first = go()
+    second = go()
+    assert losses(first) == losses(second)
+    assert losses(go({"seed": 1}, overwrite=True)) != losses(first)
+
+
+def read_log(folder):
+    """The entries of a log, without the times."""
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def test_kill_9_in_mid_epoch_and_resume_bit_for_bit(tiny, run_process, one_thread, tmp_path):
+    """The network has dropout and batch norm, so random state and averages must come back too.
+
+    The killed run has loading workers and the others have none, which must make no difference.
+    """
+    tiny.run_tiny(tmp_path / "whole")
+    whole = read_log(tmp_path / "whole")
+    assert len(whole) == 9 + 3
+
+    status, output = run_process(tmp_path / "killed", "--kill-at", 5, "--workers", 2)  # in epoch 2 of 3
+    assert status == -9, output
+    assert read_log(tmp_path / "killed") == whole[: 5 + 1]
+    assert state.latest(tmp_path / "killed")[1]["step"] == 4
+
+    resumed = tiny.run_tiny(tmp_path / "killed", resume=True)
+    assert resumed.finished
+    assert read_log(tmp_path / "killed") == whole
+    final = [state.load(tmp_path / name / "final.pt")["model"] for name in ("whole", "killed")]
+    assert all(torch.equal(final[0][key], final[1][key]) for key in final[0])
+
+
+def test_max_minutes_stops_at_a_checkpoint_and_resume_goes_on(go, tmp_path):
+    whole = losses(go())
+    stopped = go(max_minutes=0)
+    assert not stopped.finished
+    assert stopped.evaluation is None
+    assert len(stopped.steps) == 1
+    parts = [stopped]
+    for _ in range(20):
+        parts.append(go(resume=True, max_minutes=0))
+        if len(parts[-1].steps) == 9:
+            break
+    final = go(resume=True)
+    assert final.finished
+    assert losses(final) == whole
+    assert losses(go(resume=True)) == whole  # a finished run, asked for again
+    assert go(resume=True).evaluation.miou == final.evaluation.miou
+
+
+def test_a_truncated_checkpoint_is_skipped(go, tmp_path, caplog):
+    whole = losses(go())
+
+    def stop(entry):
+        if entry["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(checkpoint_steps=2, on_step=stop)
+    last, newest = state.checkpoints(tmp_path / "run")
+    assert (last.name, newest.name) == ("checkpoint-00000003.pt", "checkpoint-00000004.pt")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING, "segkit"):
+        resumed = go(resume=True)
+    assert "checkpoint-00000004.pt" in caplog.text
+    assert losses(resumed) == whole
+
+
+def test_resume_before_the_first_checkpoint_starts_at_the_beginning(go, tmp_path):
+    def stop(entry):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(on_step=stop)
+    with pytest.raises(FileExistsError, match="unfinished run"):
+        go()
+    resumed = losses(go(resume=True))
+    assert resumed == losses(go())
+
+
+def test_resume_with_other_settings_is_refused(go):
+    go(max_minutes=0)
+    with pytest.raises(ValueError, match=r"learning_rate: here 0\.5, there 0\.01"):
+        go({"learning_rate": 0.5}, resume=True)
+    with pytest.raises(ValueError, match="limit_train: here 8, there 0"):
+        go(limit_train=8, resume=True)
+
+
+class Poisoned(nn.Module):
+    """A network whose output, or gradient, becomes NaN at one step."""
+
+    def __init__(self, network, step, how):
+        super().__init__()
+        self.network, self.at, self.how, self.calls = network, step, how, 0
+
+    def forward(self, x, *, auxiliary=None):
+        output = self.network(x, auxiliary=auxiliary)
+        if self.training:
+            self.calls += 1
+            if self.calls == self.at and self.how == "loss":
+                output["out"] = output["out"] * float("nan")
+            elif self.calls == self.at:
+                output["out"].register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+
+def test_nan_loss_names_the_files_and_keeps_the_good_checkpoint(go, tiny, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"loss of step 5 is nan, in a batch of train_\d+, train_"
+    ) as caught:
+        go(model=Poisoned(tiny.TinyNet(), 5, "loss"), checkpoint_steps=2)
+    assert sum(f"train_{index:03d}" in str(caught.value) for index in range(12)) == 4
+    _, content = state.latest(tmp_path / "run")
+    assert content["step"] == 4
+    assert all(torch.isfinite(t).all() for t in content["model"].values() if t.is_floating_point())
+
+
+def test_weights_that_broke_without_a_nan_loss_are_not_saved(go, tiny, tmp_path):
+    with pytest.raises(TrainingError, match=r"NaN or infinite values after step 4, a batch of train_"):
+        go(model=Poisoned(tiny.TinyNet(), 4, "gradient"), checkpoint_steps=2)
+    assert state.latest(tmp_path / "run")[1]["step"] == 3
+
+
+def test_limits_and_splits(go):
+    run = go({"epochs": 1}, limit_train=5, limit_val=2)
+    assert len(run.steps) == 2  # 5 images in batches of 4, the last one filled up
+    assert run.evaluation.images == 2
+    run = go({"epochs": 4, "val_every": 2})
+    assert ["miou" in entry for entry in run.epochs] == [False, True, False, True]
+
+
+def test_multi_scale_is_measured_when_asked_for(go):
+    run = go({"epochs": 1, "multi_scale": True})
+    assert run.multi_scale.scales == (0.5, 0.75, 1.0, 1.5, 2.0)
+    assert run.multi_scale.flip
+    assert go({"epochs": 1}, overwrite=True).multi_scale is None
+
+
+def test_without_auxiliary_weight_the_heads_do_not_run(go):
+    run = go({"epochs": 1, "aux_weight": 0.0})
+    assert set(run.steps[0]["parts"]) == {"main"}
+    assert run.steps[0]["loss"] == run.steps[0]["parts"]["main"]
+
+
+def test_batchnorm_is_exact_at_the_end(go, tiny):
+    run = go({"epochs": 1, "scale": (1.0, 1.0), "flip": 0.0})
+    images = normalize(collate([tiny.TinySet()[i] for i in range(12)])["image"])
+    features = run.model.first(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(run.model.norm.running_mean, features.mean(1))
+    torch.testing.assert_close(run.model.norm.running_var, features.var(1))
+    decayed = go({"epochs": 1, "scale": (1.0, 1.0), "flip": 0.0, "exact_batchnorm": False})
+    assert not torch.allclose(decayed.model.norm.running_mean, features.mean(1), atol=1e-3)
+
+
+def test_rates_follow_the_cosine_and_the_divisor(tiny):
+    recipe = tiny.tiny_recipe(epochs=10, learning_rate=0.4, min_learning_rate=0.1)
+    model = setup.prepare_model(recipe, tiny.TinyNet(), 3, CPU)
+    assert model.norm.momentum == recipe.bn_momentum
+    optimizer = setup.make_optimizer(model, recipe)
+    assert all(group["amsgrad"] for group in optimizer.param_groups)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    fresh, pretrained = optimizer.param_groups
+    assert {id(p) for p in pretrained["params"]} == {id(p) for p in model.first.parameters()}
+    for epoch, rate in ((0, 0.4), (5, 0.25)):
+        assert setup.set_rate(optimizer, recipe, epoch) == pytest.approx(rate)
+        assert fresh["lr"] == pytest.approx(rate)
+        assert pretrained["lr"] == pytest.approx(rate / 4)
+
+
+def test_rate_is_in_the_log(go):
+    run = go({"epochs": 2, "learning_rate": 0.02})
+    assert [entry["lr"] for entry in run.epochs] == pytest.approx([0.02, 0.01])
+
+
+def test_progress_bar_only_where_it_can_be_seen(go, capfd, monkeypatch):
+    go({"epochs": 1})
+    assert capfd.readouterr().err == ""
+    pytest.importorskip("tqdm")
+    go({"epochs": 1}, progress=True)
+    assert "epoch 1/1" in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    go({"epochs": 1}, progress=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_losses_wait_on_the_device_for_a_few_steps(tiny):
+    """What a GPU does, on CPU tensors: several steps are fetched at once, in order."""
+    waiting = [
+        ({"loss": torch.tensor(float(n)), "main": torch.tensor(2.0 * n)}, [f"f{n}"]) for n in (1, 2, 3)
+    ]
+
+    class Stand:
+        world, where = CPU, "here"
+
+    fetched = list(loop._fetch(waiting, 7, Stand()))
+    assert fetched == [(5, 1.0, {"main": 2.0}), (6, 2.0, {"main": 4.0}), (7, 3.0, {"main": 6.0})]
+    waiting[1][0]["loss"].fill_(float("inf"))
+    with pytest.raises(TrainingError, match="step 6 is inf, in a batch of f2;"):
+        list(loop._fetch(waiting, 7, Stand()))
