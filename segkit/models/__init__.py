@@ -1,0 +1,106 @@
+"""All networks of the kit, by name: ``build("ldn121-64-4")``."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from difflib import get_close_matches
+from functools import partial
+
+import torch
+from torch import nn
+
+from segkit.models.dpn import ladder_dpn68
+from segkit.models.ladder_densenet import ladder_densenet
+from segkit.models.resnet import ladder_resnet
+
+__all__ = ["MODELS", "build"]
+
+# LDN: "Efficient Ladder-style DenseNets for Semantic Segmentation of Large Images". In `ldn121-64-4`, 121 is
+# DenseNet's depth, 64 the subsampling of the deepest features, 4 that of the logits.
+_LDN: dict[str, Callable[..., nn.Module]] = {
+    # Tables 2, 4 and 6
+    "dn121-32": partial(ladder_densenet, 121, upsample_to=32, spp_width=512),
+    "ldn121-64-4": partial(ladder_densenet, 121, split=(3,)),
+    "ldn121-32-4": partial(ladder_densenet, 121),
+    "ldn121-128-4": partial(ladder_densenet, 121, split=(3, 4), spp_grids=(4, 2, 1)),  # 768 / 128 < 8 rows
+    "ldn121-32-2": partial(ladder_densenet, 121, upsample_to=2),  # one more TU, onto the stem (inferred)
+    "ldn169-32-4": partial(ladder_densenet, 169, spp_width=512),
+    "ldn169-64-4": partial(ladder_densenet, 169, split=(3,), spp_width=512),
+    "ldn161-32-4": partial(ladder_densenet, 161),
+    "ldn161-64-4": partial(ladder_densenet, 161, split=(3,)),
+    "ladder-resnet18-32-4": partial(ladder_resnet, 18),
+    "ladder-resnet50-32-4": partial(ladder_resnet, 50),
+    "ladder-resnet101-32-4": partial(ladder_resnet, 101),
+    "ladder-dpn68-32-4": ladder_dpn68,
+    # Table 3
+    "ddn121-8": partial(ladder_densenet, 121, dilations=(1, 1, 2, 4), upsample_to=8, spp_width=512),
+    "lddn121-8-4": partial(ladder_densenet, 121, dilations=(1, 1, 2, 4), spp_width=512, residual=True),
+    "lddn121-16-4": partial(ladder_densenet, 121, dilations=(1, 1, 1, 2), spp_width=512),
+    # Table 7; the paper gives no layout: inferred as 32 -> 4 without the stem's max-pool
+    "ldn121-16-2": partial(ladder_densenet, 121, stem_pool=False, upsample_to=2),
+    # Table 8
+    "ldn121-64-4-s4": partial(ladder_densenet, 121, split=(4,)),
+    # Table 10
+    "ldn121-64-4-nospp": partial(ladder_densenet, 121, split=(3,), spp="none"),
+    "ldn121-64-4-pspnet-spp": partial(ladder_densenet, 121, split=(3,), spp="pspnet"),
+    "ldn121-64-4-dws": partial(ladder_densenet, 121, split=(3,), separable=True),
+}
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN}
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int = 19,
+    recompute: str | None = None,
+    weights: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options,
+) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: a key of ``MODELS``.
+        num_classes: maps of the logits.
+        recompute: segments to checkpoint in training, e.g. ``"unit,stem,td,tu"``; see
+            `segkit.memory.recompute`.
+        weights: None or ``"none"`` for random initialization; ``"imagenet"`` for torchvision's weights in the
+            backbone.
+        device: where the parameters live; ``"meta"`` allocates nothing.
+        dtype: of the parameters and buffers.
+        options: keyword arguments of the builder, e.g. ``paper_count=True``.
+
+    Returns:
+        A module in train mode; ``forward(x)`` takes float (B, 3, H, W) and returns a dict with logits
+        ``"out"`` (B, num_classes, H, W).
+
+    Raises:
+        ValueError: if the name, an option or a value is unknown (the message lists near ones).
+        RuntimeError: if ImageNet weights cannot be had.
+    """
+    if name not in MODELS:
+        raise ValueError(
+            f"Unknown model {name!r}.{_near(name, MODELS)} All names: {', '.join(sorted(MODELS))}."
+        )
+    if weights not in (None, "none", "imagenet"):
+        raise ValueError(f"weights={weights!r}: choose 'none' (random initialization) or 'imagenet'.")
+    known = set(inspect.signature(MODELS[name]).parameters) - {"num_classes", "recompute"}
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{name} has no option {option!r}.{_near(option, known)} It has {', '.join(sorted(known))}."
+            )
+    with torch.device(device) if device is not None else nullcontext():
+        model = MODELS[name](num_classes=num_classes, recompute=recompute, **options)
+    if dtype is not None:
+        model = model.to(dtype=dtype)
+    if weights == "imagenet":
+        model.load_imagenet()
+    return model
+
+
+def _near(word: str, words) -> str:
+    near = get_close_matches(word, words, n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,320 @@
+"""Checkpointed steps end where plain ones do: loss, gradients and running statistics, bit for bit."""
+
+import copy
+import re
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from segkit.memory.recompute import LABELS, Freeze, Segments
+from segkit.models import build
+
+PAPER = (
+    "3x3",
+    "cat1x1",
+    "cat1x1,3x3",
+    "block,stem,td,tu",
+    "unit",
+    "unit,stem,td,tu",
+)  # Table 12, from the top
+
+
+class Meter(TorchDispatchMode):
+    """Counts multiply-adds, and bytes of storages alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.macs = self.live = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.macs += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        return out
+
+    def forget(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+def step(model, x):
+    """One forward and backward through every output; returns loss, gradients, state."""
+    return metered_step(model, x)[0]
+
+
+def metered_step(model, x):
+    """The same, and the multiply-adds of the step, and the bytes alive between its two passes."""
+    with Meter() as meter:
+        output = model(x)
+        loss = sum(logits.square().mean() for logits in (output["out"], *output["aux"].values()))
+        del output
+        kept = meter.live
+        loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return (loss.detach(), gradients, model.state_dict()), meter.macs, kept
+
+
+def assert_bit_equal(found, expected):
+    assert torch.equal(found[0], expected[0])
+    for kind in (1, 2):
+        assert found[kind].keys() == expected[kind].keys()
+        for key, value in expected[kind].items():
+            assert torch.equal(found[kind][key], value), key
+
+
+def twin(plain, name, recompute, **options):
+    model = build(name, recompute=recompute, num_classes=3, **options)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+def macs_by_convolution(model, x):
+    """Multiply-adds of each convolution in one forward, by its name."""
+    macs = {}
+
+    def note(name):
+        def hook(module, inputs, output):
+            macs[name] = output.numel() * module.weight[0].numel()
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note(name))
+    with torch.no_grad():
+        model(x)
+    return macs
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """A Ladder-DenseNet whose running statistics are not the initial ones, an input, and its plain step."""
+    torch.manual_seed(0)
+    plain = build("ldn121-64-4", num_classes=3)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(11)
+    x = torch.randn(2, 3, 64, 96)
+    start = copy.deepcopy(plain)
+    macs = macs_by_convolution(copy.deepcopy(plain), x)
+    return start, x, macs, metered_step(plain, x)
+
+
+# Which convolutions run again: not the last one of a segment, since backward needs its inputs only.
+UNITS = r"denselayer\d+\.conv1"
+BLOCKS = r"denselayer\d+\.conv(1|2)(?<!block1\.denselayer6\.conv2)(?<!block2\.denselayer12\.conv2)"
+BLOCKS += r"(?<!block3\.denselayer12\.conv2)(?<!block3\.denselayer24\.conv2)(?<!block4\.denselayer16\.conv2)"
+AROUND = r"conv0|transition\d\.conv|up\.\d\.project\.conv|up\.[012]\.blend\.0\.conv"  # stem, TD, TU
+# Rows of Table 12: segments, convolutions run again, share of the plain step's memory kept after forward.
+ROWS = {
+    "3x3": (None, 0.874),
+    "cat1x1": (None, 0.588),
+    "cat1x1,3x3": (None, 0.462),
+    "block,stem,td,tu": (f"({BLOCKS}|{AROUND})$", 0.080),
+    "unit": (f"({UNITS})$", 0.338),
+    "unit,stem,td,tu": (f"({UNITS}|{AROUND})$", 0.107),
+}
+
+
+@pytest.mark.parametrize("recompute", ROWS)
+def test_papers_rows_are_bit_equal_and_lean(reference, recompute):
+    start, x, macs_of, (expected, plain_macs, plain_kept) = reference
+    found, macs, kept = metered_step(twin(start, "ldn121-64-4", recompute), x)
+    assert_bit_equal(found, expected)
+    rerun, share = ROWS[recompute]
+    names = [name for name in macs_of if rerun and re.search(rerun, name)]
+    assert macs - plain_macs == sum(macs_of[name] for name in names)
+    assert kept / plain_kept == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [
+        ("ladder-resnet18-32-4", "block,stem,tu"),
+        ("ladder-dpn68-32-4", "block,stem,tu"),
+        ("ldn121-32-2", "unit,stem,td,tu"),
+        ("lddn121-8-4", "unit,stem,td,tu"),
+    ],
+)
+def test_other_networks_are_bit_equal(name, recompute):
+    torch.manual_seed(0)
+    plain = build(name, num_classes=3)
+    x = torch.randn(2, 3, plain.minimum_size + 1, 2 * plain.minimum_size + 1)
+    other = twin(plain, name, recompute)
+    assert_bit_equal(step(other, x), step(plain, x))
+
+
+class Toy(nn.Module):
+    """Two convolutions with batch norm; ``outer`` holds ``inner``, so that segments can nest."""
+
+    def __init__(self, recompute=None, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.segment = Segments(recompute)
+        self.conv1, self.norm1 = nn.Conv2d(2, 4, 3), norm(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 2, 3), norm(2)
+        self.calls = []
+
+    def inner(self, x):
+        self.calls.append("inner")
+        return self.norm2(self.conv2(x))
+
+    def outer(self, x):
+        self.calls.append("outer")
+        return self.segment("tu", self.inner, torch.tanh(self.norm1(self.conv1(x)))).tanh()
+
+    def forward(self, x):
+        return {"out": self.segment("stem", self.outer, x), "aux": {}}
+
+
+class CountsNothing:
+    def append(self, name):
+        pass
+
+
+@pytest.fixture
+def toy():
+    torch.manual_seed(0)
+    return Toy(), torch.randn(3, 2, 8, 8)
+
+
+@pytest.mark.parametrize("recompute", ["stem", "tu", "stem,tu"])
+def test_nested_segments_are_bit_equal_over_two_steps(toy, recompute):
+    plain, x = toy
+    other = Toy(recompute)
+    other.load_state_dict(plain.state_dict())
+    for _ in range(2):  # the second from running statistics that the first has moved
+        assert_bit_equal(step(other, x), step(plain, x))
+    assert other.norm1.num_batches_tracked == 2
+    assert other.norm1.momentum == 0.1
+
+
+def test_chosen_segments_really_run_again(toy):
+    _, x = toy
+    counts = {}
+    for recompute in (None, "td", "tu", "stem"):
+        model = Toy(recompute)
+        step(model, x)
+        counts[recompute] = (model.calls.count("outer"), model.calls.count("inner"))
+    assert counts == {None: (1, 1), "td": (1, 1), "tu": (1, 2), "stem": (2, 2)}
+
+
+def test_momentum_none_and_frozen_norms(toy):
+    plain, x = toy
+    for model in (plain, other := Toy("stem,tu")):
+        model.norm1.momentum = None  # cumulative average: its weight is 1 / counter
+        model.norm2.eval()
+    other.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        assert_bit_equal(step(other, x), step(plain, x))
+    assert other.norm1.momentum is None
+    assert other.norm2.num_batches_tracked == 0
+
+
+def test_norm_without_statistics(toy):
+    _, x = toy
+
+    def norm(channels):
+        return nn.BatchNorm2d(channels, track_running_stats=False)
+
+    plain = Toy(norm=norm)
+    other = Toy("stem,tu", norm=norm)
+    other.load_state_dict(plain.state_dict())
+    assert_bit_equal(step(other, x), step(plain, x))
+
+
+def test_statistics_come_back_after_an_error():
+    model = Toy()
+    counter = model.norm1.num_batches_tracked
+    freeze = Freeze(model)
+    with pytest.raises(KeyError), freeze, freeze:
+        assert model.norm1.momentum == 0.0
+        assert model.norm1.num_batches_tracked is not counter
+        raise KeyError
+    assert model.norm1.momentum == 0.1
+    assert model.norm1.num_batches_tracked is counter
+
+
+def test_no_checkpoint_without_gradients(toy, monkeypatch):
+    _, x = toy
+    monkeypatch.setattr("segkit.memory.recompute.checkpoint", None)  # would raise if it were called
+    with torch.no_grad():
+        assert Toy("stem,tu")(x)["out"].shape == (3, 2, 4, 4)
+
+
+def test_bf16_autocast_is_bit_equal(toy):
+    plain, x = toy
+    other = Toy("stem,tu")
+    other.load_state_dict(plain.state_dict())
+    results = []
+    for model in (other, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x)["out"].float().square().mean()
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}, model.state_dict()))
+    assert_bit_equal(*results)
+
+
+def test_compiles_to_one_graph(toy):
+    plain, x = toy
+    other = Toy("stem,tu")
+    other.load_state_dict(plain.state_dict())
+    plain.calls = other.calls = CountsNothing()  # a list that grows would make the compiler start over
+    expected = step(plain, x)
+    loss = torch.compile(other, backend="aot_eager", fullgraph=True)(x)["out"].square().mean()
+    loss.backward()
+    found = (loss.detach(), {n: p.grad for n, p in other.named_parameters()}, other.state_dict())
+    assert_bit_equal(found, expected)
+
+
+@pytest.mark.parametrize("text", [None, "", " ", "unit,stem,td,tu", " unit , stem ", "cat1x1,3x3"])
+def test_labels_are_parsed(text):
+    expected = {label.strip() for label in (text or "").split(",")} - {""}
+    assert Segments(text).labels == expected <= set(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "units",
+            "No segments labelled 'units' in this network. Did you mean 'unit'.*It has cat1x1, 3x3, unit",
+        ),
+        ("unit;stem", "No segments labelled 'unit;stem'"),
+        ("unit,", "No segments labelled ''"),
+        ("unit,cat1x1", "covers 'cat1x1' twice: a 'unit' segment"),
+        ("3x3,block", "covers '3x3' twice: a 'block' segment"),
+        ("block,unit", "covers 'unit' twice"),
+        ("td,tu,td", "'td' occurs twice"),
+    ],
+)
+def test_wrong_labels(text, message):
+    with pytest.raises(ValueError, match=message):
+        Segments(text)
+
+
+def test_labels_must_be_text():
+    with pytest.raises(TypeError, match=r"comma-separated string.*not \['unit'\]"):
+        Segments(["unit"])
+
+
+@pytest.mark.parametrize("name", ["ladder-resnet18-32-4", "ladder-dpn68-32-4"])
+def test_networks_without_dense_units_say_what_they_have(name):
+    with pytest.raises(ValueError, match=r"'unit' in this network\. .*It has block, stem, tu"):
+        build(name, device="meta", recompute="unit,stem,td,tu")
+
+
+def test_segments_print_their_labels():
+    assert repr(Segments("unit,stem")) == "Segments('stem,unit')"

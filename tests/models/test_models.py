@@ -1,0 +1,197 @@
+"""What holds for every model: it builds on meta, keeps the output contract, trains, refuses bad input."""
+
+import os
+
+import pytest
+import torch
+
+from segkit.models import MODELS, build
+
+ALL_MODELS = os.environ.get("SEGKIT_ALL_MODELS") == "1"
+
+# of the auxiliary heads, in forward order
+AUXILIARY = {
+    "dn121-32": "spp8 spp4 spp2 spp1",
+    "ldn121-64-4": "spp8 spp4 spp2 spp1 level64 level32 level16 level8",
+    "ldn121-32-4": "spp8 spp4 spp2 spp1 level32 level16 level8",
+    "ldn121-128-4": "spp4 spp2 spp1 level128 level64 level32 level16 level8",
+    "ldn121-32-2": "spp8 spp4 spp2 spp1 level32 level16 level8 level4",
+    "ldn121-16-2": "spp8 spp4 spp2 spp1 level16 level8 level4",
+    "ldn121-64-4-s4": "spp8 spp4 spp2 spp1 level64 level32 level16 level8",
+    "ldn121-64-4-nospp": "level64 level32 level16 level8",
+    "ldn121-64-4-pspnet-spp": "spp6 spp3 spp2 spp1 level64 level32 level16 level8",
+    "ddn121-8": "spp8 spp4 spp2 spp1",
+    "lddn121-8-4": "spp8 spp4 spp2 spp1 level8",
+    "lddn121-16-4": "spp8 spp4 spp2 spp1 level16 level8",
+    "ladder-resnet18-32-4": "spp8 spp4 spp2 spp1 level32 level16 level8",
+}
+
+
+def odd_size(model):
+    """A small (H, W) that nothing divides, wide enough for more than one cell in the coarsest SPP grid."""
+    return model.minimum_size + 1, 2 * model.minimum_size + 5
+
+
+def test_names_are_the_documented_ones():
+    documented = {
+        "dn121-32",
+        *(f"ldn121-{rates}" for rates in ("64-4", "32-4", "128-4", "32-2", "16-2")),
+        *(f"ldn121-64-4-{variant}" for variant in ("s4", "dws", "nospp", "pspnet-spp")),
+        *(f"ldn{depth}-{rates}" for depth in (169, 161) for rates in ("32-4", "64-4")),
+        *(f"ladder-{backbone}-32-4" for backbone in ("resnet18", "resnet50", "resnet101", "dpn68")),
+        "ddn121-8",
+        "lddn121-8-4",
+        "lddn121-16-4",
+    }
+    assert documented <= set(MODELS)
+
+
+def check_shapes(name, output, batch, num_classes, size):
+    height, width = size
+    assert list(output) == ["out", "aux"]
+    assert output["out"].shape == (batch, num_classes, height, width)
+    if name in AUXILIARY:
+        assert list(output["aux"]) == AUXILIARY[name].split()
+    for head, logits in output["aux"].items():
+        assert logits.shape[:2] == (batch, num_classes)
+        if head.startswith("level"):  # halving rounds some sizes up and some down
+            stride = int(head.removeprefix("level"))
+            assert abs(logits.shape[2] - height / stride) < 1, head
+            assert abs(logits.shape[3] - width / stride) < 1, head
+
+
+def test_runs_on_meta_at_odd_size(other_name):
+    model = build(other_name, num_classes=7, device="meta").eval()
+    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    size = odd_size(model)
+    output = model(torch.empty(1, 3, *size, device="meta"), auxiliary=True)
+    check_shapes(other_name, output, 1, 7, size)
+
+
+def test_builds_on_meta(small_name):
+    model = build(small_name, device="meta")
+    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+
+
+def test_auxiliary_outputs_in_train_mode_unless_told_otherwise():
+    model, x = build("ladder-resnet18-32-4", device="meta"), torch.empty(2, 3, 64, 64, device="meta")
+    assert list(model(x)) == ["out", "aux"]
+    assert list(model(x, auxiliary=False)) == ["out"]
+    model.eval()
+    assert list(model(x)) == ["out"]
+    assert list(model(x, auxiliary=True)) == ["out", "aux"]
+
+
+def test_runs_and_every_parameter_learns_at_odd_size(small_name):
+    torch.manual_seed(0)
+    model = build(small_name, num_classes=5)
+    size = odd_size(model)
+    out = model(torch.randn(2, 3, *size))
+    check_shapes(small_name, out, 2, 5, size)
+    assert out["out"].isfinite().all()
+    loss = sum(logits.square().mean() for logits in (out["out"], *out["aux"].values()))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+        assert parameter.grad.isfinite().all(), f"gradient of {name} is not finite"
+        assert parameter.grad.any(), f"gradient of {name} is zero"
+
+
+def test_state_dict_round_trip():
+    torch.manual_seed(0)
+    model, other = build("ldn121-64-4", num_classes=3).eval(), build("ldn121-64-4", num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(model(x)["out"], other(x)["out"])
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(model(x)["out"], other(x)["out"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ladder-resnet18-32-4",
+        pytest.param("ldn121-64-4", marks=pytest.mark.skipif(not ALL_MODELS, reason="with --all-models")),
+    ],
+)
+def test_exports(name):
+    torch.manual_seed(0)
+    model = build(name, num_classes=3, recompute="block,stem,tu").eval()
+    x = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        assert torch.allclose(program.module()(x)["out"], model(x)["out"], atol=1e-5)
+
+
+def test_device_and_dtype():
+    model = build("ladder-resnet18-32-4", dtype=torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert (
+        build("ladder-resnet18-32-4", device="meta", dtype=torch.bfloat16).logits.conv.weight.dtype
+        == torch.bfloat16
+    )
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_same_seed_same_weights():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(build("ladder-dpn68-32-4").state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_unknown_name_lists_near_ones():
+    with pytest.raises(ValueError, match=r"'ldn121-64to4'.*Did you mean .*ldn121-64-4.*All names"):
+        build("ldn121-64to4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"papercount": True}, "no option 'papercount'. Did you mean paper_count"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"weights": "cityscapes"}, "weights='cityscapes': choose 'none'"),
+        ({"spp": "aspp"}, "spp='aspp'"),
+        ({"spp_grids": (4, 4)}, "different numbers of rows"),
+        ({"spp_grids": ()}, "different numbers of rows"),
+        ({"upsample_to": 3}, r"upsample_to=3: this backbone has maps at \[4, 8, 16, 32, 64\]"),
+        ({"split": (5,)}, r"split=\(5,\)"),
+        ({"dilations": (1, 1)}, r"dilations=\(1, 1\)"),
+        ({"recompute": "units"}, "No segments labelled 'units' in this network. Did you mean 'unit'"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        build("ldn121-64-4", device="meta", **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), TypeError, "torch.uint8 tensor; normalize"),
+        ([1.0], TypeError, "got list"),
+        (torch.zeros(3, 64, 64), ValueError, r"\(B, 3, H, W\), got \(3, 64, 64\)"),
+        (torch.zeros(2, 1, 64, 64), ValueError, r"got \(2, 1, 64, 64\)"),
+        (torch.zeros(2, 3, 64, 63), ValueError, "64x63 pixels are too small.*at least 64x64"),
+    ],
+)
+def test_wrong_images(images, error, message):
+    with pytest.raises(error, match=message):
+        build("ldn121-64-4", device="meta")(images)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64)])
+def test_batch_of_one_with_a_single_cell(size):
+    """The map itself or the coarsest grid has one cell, of which batch norm in training makes nothing."""
+    model = build("ladder-resnet18-32-4", device="meta")
+    x = torch.empty(1, 3, *size, device="meta")
+    with pytest.raises(ValueError, match="at least two images"):
+        model(x)
+    assert model(x.expand(2, -1, -1, -1))["out"].shape == (2, 19, *size)
+    assert model.eval()(x)["out"].shape == (1, 19, *size)
+
+
+def test_wide_batch_of_one_trains():
+    out = build("ladder-resnet18-32-4", device="meta")(torch.empty(1, 3, 64, 128, device="meta"))
+    assert out["aux"]["spp1"].shape == (1, 19, 1, 2)
