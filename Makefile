@@ -16,12 +16,11 @@ run: $(READY)
 		--log-output --no-progress-bar --execution-timeout 900
 	@echo "done: open runs/03_ldn_train.ipynb (make lab), or read notebooks/03_ldn_train.ipynb"
 
-# OMP_NUM_THREADS: two test processes with a thread each, where one with two would wait on the other.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --all-models -n 2
+	$(BIN)/python -m pytest --nbval --all-models
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir notebooks

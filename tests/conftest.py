@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -14,8 +12,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # The model tests read the variable where they are collected, in workers too.
+    # Read where the model tests are collected, in the workers too.
     if config.getoption("--all-models"):
         os.environ["SEGKIT_ALL_MODELS"] = "1"
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        torch.set_num_threads(1)
+    # Several workers with several threads each would spin against each other; notebook kernels inherit this.
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""What notebook 03 looks at inside a Ladder-DenseNet: its parts in the paper's words, and its rungs' answers."""
+"""Inside a Ladder-DenseNet, for notebook 03: its parts in the paper's words, and what each rung answers."""
 
 import re
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from segkit.data.labels import LabelSpace
+from segkit.data.labels import CITYSCAPES19, LabelSpace
 from segkit.notebook import plots
 
 SPACE = LabelSpace("three", ("road", "sky", "pole"), ((128, 64, 128), (70, 130, 180), (153, 153, 153)))
@@ -78,6 +78,14 @@ def test_photographs_are_reduced_and_still_like_themselves():
     assert len(small) < 0.6 * len(large)
     a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float) for data in (small, large))
     assert np.abs(a - b).mean() < 16
+
+
+def test_every_class_keeps_its_color_beside_a_photograph():
+    noise = np.random.default_rng(0).integers(0, 256, (128, 256, 3), dtype=np.uint8)
+    labels = np.arange(CITYSCAPES19.num_classes).repeat(400).reshape(76, 100)
+    data = plots.png(plots.image_grid([noise, CITYSCAPES19.color(labels)]))
+    shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3)
+    assert set(CITYSCAPES19.palette) <= set(map(tuple, shown.tolist()))
 
 
 def test_show_gives_png_and_alternative_text(monkeypatch, scene):
@@ -173,7 +181,7 @@ def test_error_map_and_the_share_of_wrong_pixels(scene):
     assert {"image", "truth", "1/8", "27 % wrong", "1/4", "0 % wrong", "road", "sky", "pole"} <= set(
         texts(figure)
     )
-    for view, title in (("error", "wrong pixels: 27 % (red)"), ("prediction", "prediction, 27 % wrong")):
+    for view, title in (("error", "wrong pixels: 27 % (orange)"), ("prediction", "prediction, 27 % wrong")):
         figure = plots.new_figure(2)
         figure.set_layout_engine("none")
         plots.draw_prediction(figure, image, prediction, truth, SPACE, view=view)
