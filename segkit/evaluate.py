@@ -9,17 +9,16 @@ Data set, its options and the resolution are those the model was trained on, unl
 from __future__ import annotations
 
 import argparse
-import ast
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from segkit import data
+from segkit.console import Parser, key_value, literal
 from segkit.data.labels import LabelSpace
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
@@ -28,16 +27,9 @@ from segkit.training.inputs import AtResolution
 from segkit.training.state import write_text
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
+    parser = Parser(
         prog="python -m segkit.evaluate",
         description=description,
         epilog=rest,
@@ -47,13 +39,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", metavar="NAME", help=f"{', '.join(data.DATASETS)}; default: the one trained on"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help=f"where data lies (default: {data.data_root()})")
+    root = literal(data.data_root())
+    parser.add_argument("--data-dir", metavar="DIR", help=f"where data lies (default: {root})")
     parser.add_argument("--split", help="part of the data set (default: the one the run ended with, or val)")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
-        type=_option,
+        type=key_value,
         metavar="KEY=VALUE",
         help="of the data set, such as size=128x256 or num_classes=20; may be given several times",
     )
@@ -72,18 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", action="store_true", help="bfloat16 where it may be used, on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     return parser
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as size=128x256")
-    if size := re.fullmatch(r"(\d+)x(\d+)", value):
-        return key, (int(size[1]), int(size[2]))
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value  # plain text needs no quotes
 
 
 def _positive(text: str) -> float:

@@ -12,29 +12,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from segkit.console import Parser
 from segkit.data.labels import LabelSpace
 from segkit.data.transforms import normalize
 from segkit.evaluation.inference import MULTI_SCALE, load_model, predict
 from segkit.training.distributed import choose_device
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
+    parser = Parser(
         prog="python -m segkit.predict",
         description=description,
         epilog=rest,

@@ -11,55 +11,27 @@ Each field of a recipe is an option, and so is what concerns only this run. Exam
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
+from segkit.console import Parser, key_value, literal, size
 from segkit.training import RECIPES, Recipe, Run, recipe, train
 from segkit.training.folder import runs_root
 from segkit.training.recipes import near
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the command with exit status 2."""
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
-def _pair(number: type) -> Callable[[str], tuple]:
-    def parse(text: str) -> tuple:
-        parts = text.lower().replace("x", ",").split(",")
-        if len(parts) == 1 and number is int:
-            parts *= 2  # one number for a square
-        try:
-            values = tuple(number(part) for part in parts)
-        except ValueError:
-            values = ()
-        if len(values) != 2:
-            example = "352x480, or 448 for a square" if number is int else "0.5,2"
-            raise argparse.ArgumentTypeError(f"{text!r} is no pair of numbers, such as {example}")
-        return values
-
-    return parse
-
-
-def _key_value(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as size=128x256")
+def _two_numbers(text: str) -> tuple[float, float]:
     try:
-        return key, _pair(int)(value) if "x" in value else ast.literal_eval(value)
-    except (ValueError, SyntaxError, argparse.ArgumentTypeError):
-        return key, value  # plain text needs no quotes
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, such as 0.5,2") from None
+    return first, second
 
 
 def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
@@ -75,13 +47,13 @@ def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
             options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is tuple:
             number = get_args(kind)[0]
-            options = {"type": _pair(number), "metavar": "HxW" if number is int else "A,B"}
-            default = "x".join(map(str, default)) if number is int else ",".join(map(str, default))
+            whole = number is int
+            options = {"type": size if whole else _two_numbers, "metavar": "HxW" if whole else "A,B"}
+            default = ("x" if whole else ",").join(map(str, default))
         elif get_origin(kind) is dict:
-            options = {"type": _key_value, "metavar": "KEY=VALUE", "nargs": "+"}
+            options = {"type": key_value, "metavar": "KEY=VALUE", "nargs": "+"}
             default = " ".join(f"{key}={value}" for key, value in default.items())
-        reason = field.metadata["reason"].replace("%", "%%")
-        text = f"{reason} [{default if default != '' else 'none'}]"
+        text = literal(f"{field.metadata['reason']} [{default if default != '' else 'none'}]")
         group.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **options)
 
 
@@ -98,9 +70,8 @@ def _parser(shown: Recipe) -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the recipes and end")
     run = parser.add_argument_group("this run")
     run.add_argument("--data-dir", metavar="DIR", help="where data lies (default: the data root)")
-    run.add_argument(
-        "--out-dir", metavar="DIR", help=f"the run's folder (default: {runs_root()}/RECIPE-HASH)"
-    )
+    runs = literal(runs_root())
+    run.add_argument("--out-dir", metavar="DIR", help=f"the run's folder (default: {runs}/RECIPE-HASH)")
     run.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     run.add_argument("--overwrite", action="store_true", help="delete an unfinished run in the folder")

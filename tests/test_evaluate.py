@@ -212,7 +212,9 @@ def test_other_classes_than_the_data_sets_are_named(checkpoint, capsys):
     assert "class 1 is 'car' to the model (toy) and 'tree' in other (o)" in message
 
 
-def test_option_values():
-    assert evaluate._option("size=128x256") == ("size", (128, 256))
-    assert evaluate._option("num_classes=20") == ("num_classes", 20)
-    assert evaluate._option("name=some text") == ("name", "some text")
+def test_help_names_a_data_root_with_a_percent_sign(monkeypatch, capsys):
+    monkeypatch.setenv("SEGKIT_DATA", "/data/50%s")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0
+    assert "/data/50%s" in capsys.readouterr().out

@@ -127,3 +127,19 @@ def test_citation_and_package_say_the_same_version(project):
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == project["project"]["version"] == segkit.__version__
+
+
+def test_the_readmes_python_prints_what_it_says(capsys):
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(block, {})
+    promised = re.findall(r"print\(.*\)  # (\S+\(.*\)|\d+)", block)
+    assert [line.split(" bytes")[0] for line in promised] == capsys.readouterr().out.splitlines()
+
+
+def test_the_readme_is_finished_and_its_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CONTRIBUTING.md"):
+        text = page.read_text()
+        assert "@@" not in text
+        for target in re.findall(r"\]\(([^)\s#]+)\)", text):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"

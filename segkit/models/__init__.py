@@ -16,7 +16,8 @@ from segkit.models.resnet import ladder_resnet
 __all__ = ["MODELS", "build"]
 
 # LDN: "Efficient Ladder-style DenseNets for Semantic Segmentation of Large Images". In `ldn121-64-4`, 121 is
-# DenseNet's depth, 64 the subsampling of the deepest features, 4 that of the logits.
+# DenseNet's depth, 64 the subsampling of the deepest features, 4 that of the logits. Where spp_width or
+# residual is given, the paper does not say so: with it the row's printed size and operation count come out.
 _LDN: dict[str, Callable[..., nn.Module]] = {
     # Tables 2, 4 and 6
     "dn121-32": partial(ladder_densenet, 121, upsample_to=32, spp_width=512),

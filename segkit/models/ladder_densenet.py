@@ -27,7 +27,8 @@ class SpatialPyramid(nn.Module):
             has it.
         projected: maps that F is projected to before it is pooled.
         level: maps of each pooled level. The paper writes D/2, D/8 and D/4 for projected, level and width;
-            its tables come out with the values for D = 1024 in all networks.
+            its tables come out with 512 and 128 in all networks, and with a width of 256 in some rows and
+            512 in others (inferred).
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segkit import models
 from segkit.data.transforms import normalize
+from segkit.evaluation import evaluation_mode
 from segkit.models.blocks import upsample
 from segkit.models.ladder_densenet import Ladder
 
@@ -119,13 +120,9 @@ def rungs(model: Ladder, image: Tensor) -> dict[int, Tensor]:
     Returns:
         By subsampling, from the coarsest: classes (H, W), the logits of that rung upsampled to the image.
     """
-    training = model.training
-    model.eval()
-    try:
-        device = next(model.parameters()).device
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
         output = model(normalize(image[None].to(device)), auxiliary=True)
-    finally:
-        model.train(training)
     logits = {int(n.removeprefix("level")): out for n, out in output["aux"].items() if n.startswith("level")}
     logits[model.output_stride] = output["out"]
     size = image.shape[-2:]

@@ -83,11 +83,18 @@ class World:
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_used)
 
 
-def choose_device(device: str | torch.device | None, *, local_rank: int = 0) -> torch.device:
+def choose_device(
+    device: str | torch.device | None, *, local_rank: int = 0, processes: int = 1
+) -> torch.device:
     """The device asked for, or the GPU of this process, or the CPU.
 
+    Args:
+        device: "cpu", "cuda", "cuda:1"; None for a GPU where there is one.
+        local_rank: this process among those of its machine: the GPU it takes.
+        processes: how many there are in all; with several, no GPU can be asked for by number.
+
     Raises:
-        ValueError: if the device is not there.
+        ValueError: if the device is not there, or would be that of several processes.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,6 +105,11 @@ def choose_device(device: str | torch.device | None, *, local_rank: int = 0) -> 
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch finds no GPU here: use cpu")
+        if chosen.index is not None and processes > 1:
+            raise ValueError(
+                f"device {str(device)!r} would be that of all {processes} processes, but each needs its own "
+                "GPU: use cuda"
+            )
         index = local_rank if chosen.index is None else chosen.index
         if index >= torch.cuda.device_count():
             raise ValueError(f"there is no GPU {index}: this machine has {torch.cuda.device_count()}")
@@ -111,12 +123,13 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
 
     A process group that is already there is used and left as it is.
     """
-    chosen = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)))
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    chosen = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), processes=started)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if dist.is_available() and dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
-    elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    elif started > 1:
         gpu = {"device_id": chosen} if chosen.type == "cuda" else {}
         dist.init_process_group("nccl" if gpu else "gloo", **gpu)
         try:

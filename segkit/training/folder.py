@@ -11,6 +11,7 @@ import segkit
 from segkit.training import state
 
 SETTINGS, LOG, FINAL, RESULT = "settings.json", "log.jsonl", "final.pt", "result.json"
+PREVIOUS = "previous"  # the subfolder that a finished run moves to
 
 
 def runs_root() -> Path:
@@ -61,7 +62,7 @@ def check_start(folder: Path, *, overwrite: bool = False) -> None:
     if not folder.is_dir():
         return
     old = _own_files(folder)
-    if not old and any(folder.iterdir()):
+    if not old and any(path.name != PREVIOUS for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that are no run; choose another --out-dir")
     if old and not overwrite and not is_finished(folder):
         raise FileExistsError(
@@ -83,11 +84,11 @@ def start(folder: Path, settings: dict[str, Any], *, overwrite: bool = False) ->
     folder.mkdir(parents=True, exist_ok=True)
     old = _own_files(folder)
     if is_finished(folder) and not overwrite:
-        previous = folder / "previous"
+        previous = folder / PREVIOUS
         previous.mkdir(exist_ok=True)
         for path in _own_files(previous):
             path.unlink()
-        for path in old:
+        for path in reversed(old):  # settings.json last: whenever a kill comes, a run can begin here again
             path.rename(previous / path.name)
     else:
         for path in old:

@@ -1,10 +1,11 @@
 """The training loop, the same for every recipe. Read :func:`train` from top to bottom."""
 
+import contextlib
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from segkit.evaluation.batchnorm import exact_statistics
 from segkit.evaluation.inference import MULTI_SCALE
 from segkit.training import distributed, folder, inputs, setup
 from segkit.training.losses import segmentation_loss
+from segkit.training.ongoing import OngoingRun, Position, Run, TrainingError
 from segkit.training.recipes import Recipe
-from segkit.training.session import Position, Run, Session, TrainingError
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -52,12 +53,15 @@ def train(
 
     Args:
         recipe: what to train on what, and how.
-        model: your own model instead of the recipe's; it returns a dict with ``"out"`` and perhaps ``"aux"``.
-        train_set: your own training set instead of the recipe's.
-        val_set: your own set, for the measurements on the way and at the end.
+        model: your own model instead of the recipe's; it returns a dict with ``"out"`` and perhaps ``"aux"``,
+            and may take a keyword ``auxiliary``. Its batch norm keeps its own momentum.
+        train_set: your own training set instead of the recipe's: items as those of :func:`segkit.data.load`,
+            and the attributes ``.space`` (a LabelSpace), ``.split`` and ``.names``.
+        val_set: your own set of that kind, for the measurements on the way and at the end.
         data_dir: where the data sets are; None for the data root.
         out_dir: the run's folder; None for runs/RECIPE-HASH, one for each recipe and settings.
-        device: "cpu", "cuda", "cuda:1"; None for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1"; None for a GPU where there is one. With several processes "cuda"
+            gives each its own GPU.
         resume: go on from the last checkpoint in the folder.
         overwrite: delete an unfinished run in the folder.
         max_minutes: stop at a checkpoint after this time; resume goes on.
@@ -75,19 +79,18 @@ def train(
         The run. Its losses are the same bit for bit, on a CPU, whether it was killed and resumed or not.
 
     Raises:
-        ValueError: if settings and data do not fit, or a run with other settings shall be resumed.
+        ValueError: if settings and data do not fit, or a run with other settings (or another number of
+            processes) shall be resumed.
         FileExistsError: if an unfinished run lies in the folder.
         FileNotFoundError: if data, or a run to resume, is missing.
         TrainingError: if the loss becomes NaN or infinite; the files of the batch are named.
     """
     limits = {"limit_train": limit_train, "limit_val": limit_val}
-    settings = setup.run_settings(recipe, model, train_set, limits)
-    where = folder.default_folder(settings) if out_dir is None else Path(out_dir)
     with distributed.join(device) as world:
+        settings = setup.run_settings(recipe, model, train_set, limits, world.size)
+        where = folder.default_folder(settings) if out_dir is None else Path(out_dir)
         gpu = world.device.type == "cuda"
         amp = gpu and recipe.mixed_precision
-        if gpu:
-            torch.backends.cudnn.benchmark = True  # crops have one size: cuDNN may try what is fastest
 
         # The run's folder, a fresh one or one to go on in; data; model and optimizer.
         if resume:
@@ -102,16 +105,21 @@ def train(
         torch.manual_seed(recipe.seed)
         model = setup.prepare_model(recipe, model, train_set.space.num_classes, world)
         optimizer = setup.make_optimizer(model, recipe)
-        if verify and world.main and not resume:
-            inputs.verify(train_set, val_set, final_set)
+        if world.main:
+            setup.warn_of_large_crop(recipe, train_set)
+            if verify and not resume:
+                # Of one split, the final set has all files of the other one, and perhaps instances.
+                twice = val_set is not None and val_set.split == final_set.split
+                inputs.verify(train_set, None if twice else val_set, final_set)
         described = setup.description(recipe, train_set, settings)
-        session = Session(
+        ongoing = OngoingRun(
             where, settings, described, model, optimizer, world, amp=amp, resume=resume, overwrite=overwrite
         )
+        options = setup.quiet_options(model, recipe)
         parallel = world.wrap(model, all_used=recipe.aux_weight > 0)
         began = saved = time.monotonic()
 
-        at = session.begin
+        at = ongoing.begin
         for epoch in range(at.epoch, recipe.epochs):
             rate = setup.set_rate(optimizer, recipe, epoch)
             model.train()
@@ -119,7 +127,7 @@ def train(
             epoch_began = clock = time.monotonic()
             bar = progress if world.main else False
             for batch in _shown(batches.epoch(epoch, start=at.batch), epoch, recipe, bar):
-                losses = _step(parallel, optimizer, batch, recipe, world.device, amp)
+                losses = _step(parallel, optimizer, batch, recipe, world.device, amp, options)
                 waiting.append((losses, batch["name"]))
                 at = Position(epoch, at.batch + 1, at.step + 1)
                 last = at.batch == len(batches)
@@ -128,66 +136,84 @@ def train(
                     continue
 
                 seconds = (time.monotonic() - clock) / len(waiting)
-                for step, loss, parts in _fetch(waiting, at.step, session):
+                for step, loss, parts in _fetch(waiting, at.step, ongoing):
                     entry = {"epoch": epoch, "step": step, "loss": loss, "parts": parts, "lr": rate}
-                    entry = session.log.write("step", **entry, seconds=seconds)
+                    entry = ongoing.log.write("step", **entry, seconds=seconds)
                     if on_step and world.main:
                         on_step(entry)
                 waiting = []
                 late, due = world.agree(_past(began, max_minutes), _past(saved, checkpoint_minutes))
                 if (late or due or save_now) and not last:
-                    session.save(at, batch["name"])
+                    ongoing.save(at, batch["name"])
                     saved = time.monotonic()
                     if late:
-                        return session.end()
+                        return ongoing.end()
                 clock = time.monotonic()
 
             # The end of an epoch: measure, log, save.
             world.share_buffers(model)
             measured = {}
             if val_set is not None and (epoch + 1) % recipe.val_every == 0:
-                scores = session.measure(val_set).as_dict()
+                scores = ongoing.measure(val_set).as_dict()
                 measured = {key: scores[key] for key in ("miou", "pixel_accuracy", "iou_by_class")}
             mean_loss = statistics.fmean(
-                entry["loss"] for entry in session.log.steps if entry["epoch"] == epoch
+                entry["loss"] for entry in ongoing.log.steps if entry["epoch"] == epoch
             )
             entry = {"epoch": epoch, "step": at.step, "loss": mean_loss, "lr": rate, **measured}
-            entry = session.log.write("epoch", **entry, seconds=time.monotonic() - epoch_began)
+            entry = ongoing.log.write("epoch", **entry, seconds=time.monotonic() - epoch_began)
             if on_epoch and world.main:
                 on_epoch(entry)
             at = Position(epoch + 1, 0, at.step)
-            session.save(at, batch["name"])
+            ongoing.save(at, batch["name"])
             saved = time.monotonic()
             if world.agree(_past(began, max_minutes))[0]:
-                return session.end()
+                return ongoing.end()
 
         # The end of the run: exact batch-norm statistics over one more epoch of training batches (Sec. 6.1:
         # "over the training set"; to take crops as in training is chosen), and the figures that count.
-        if not session.trained:
+        if not ongoing.trained:
             if recipe.exact_batchnorm:
                 images = (_images(batch, world.device) for batch in batches.epoch(recipe.epochs))
                 exact_statistics(model, images, amp=amp)
-            session.keep_final(at)
+            ongoing.keep_final(at)
         sizes = setup.instance_sizes(recipe)
-        evaluation = session.measure(final_set, instance_sizes=sizes)
+        evaluation = ongoing.measure(final_set, instance_sizes=sizes)
         multi_scale = None
         if recipe.multi_scale:
-            multi_scale = session.measure(final_set, scales=MULTI_SCALE, flip=True, instance_sizes=sizes)
-        session.keep_result(final_set.split, evaluation, multi_scale)
-        return session.end(evaluation, multi_scale)
+            multi_scale = ongoing.measure(final_set, scales=MULTI_SCALE, flip=True, instance_sizes=sizes)
+        ongoing.keep_result(final_set.split, evaluation, multi_scale)
+        return ongoing.end(evaluation, multi_scale)
+
+
+@contextlib.contextmanager
+def _fastest_convolutions(gpu: bool) -> Iterator[None]:
+    """Lets cuDNN try what is fastest: in training steps alone, whose crops have one size."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or gpu
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, batch: dict, recipe: Recipe, device: torch.device, amp: bool
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: dict[str, Any],
+    recipe: Recipe,
+    device: torch.device,
+    amp: bool,
+    options: dict[str, bool],
 ) -> dict[str, Tensor]:
     """One step of training; returns the loss and its parts, still on the device."""
     images = _images(batch, device)
     labels = batch["labels"].to(device, non_blocking=True)  # (B, H, W)
-    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        output = model(images) if recipe.aux_weight else model(images, auxiliary=False)
-    loss, parts = segmentation_loss(output, labels, aux_weight=recipe.aux_weight)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    with _fastest_convolutions(device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            output = model(images, **options)
+        loss, parts = segmentation_loss(output, labels, aux_weight=recipe.aux_weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
     optimizer.step()
     return {"loss": loss.detach(), **parts}
 
@@ -199,7 +225,7 @@ def _images(batch: dict[str, Any], device: torch.device) -> Tensor:
 
 
 def _fetch(
-    waiting: list[tuple[dict[str, Tensor], list[str]]], last_step: int, session: Session
+    waiting: list[tuple[dict[str, Tensor], list[str]]], last_step: int, ongoing: OngoingRun
 ) -> Iterable[tuple[int, float, dict[str, float]]]:
     """Brings losses from the device, averaged over the processes: step, loss and parts of each step.
 
@@ -208,14 +234,14 @@ def _fetch(
     """
     names = list(waiting[0][0])
     own = torch.stack([torch.stack(list(losses.values())) for losses, _ in waiting])  # (steps, losses)
-    means = session.world.mean(own.clone()).tolist()
+    means = ongoing.world.mean(own.clone()).tolist()
     for index, (loss, *parts) in enumerate(means):
         step = last_step - len(waiting) + 1 + index
         if not math.isfinite(loss):
             mine = [] if own[index, 0].isfinite() else waiting[index][1]
-            files = ", ".join(name for part in session.world.gather(mine) for name in part)
+            files = ", ".join(name for part in ongoing.world.gather(mine) for name in part)
             raise TrainingError(
-                f"the loss of step {step} is {loss}, in a batch of {files}; checkpoints in {session.where} "
+                f"the loss of step {step} is {loss}, in a batch of {files}; checkpoints in {ongoing.where} "
                 "are from before it: look at these files, or lower the learning rate"
             )
         yield step, loss, dict(zip(names[1:], parts, strict=True))

@@ -2,17 +2,25 @@
 
 The default of each field is what the Ladder-DenseNet paper does on full Cityscapes (Sec. 6.1 unless another
 place is named); "chosen" marks what the paper leaves open. Not fields, and chosen too: images are
-normalized with ImageNet's mean and deviation on every data set; the rest of an epoch that does not fill a
-batch is filled up from the epoch's beginning, so that each image is seen at least once; no warm-up.
+normalized with ImageNet's mean and deviation on every data set; rescaling is bilinear with antialiasing for
+images and takes the nearest pixel ("nearest-exact") for labels; crops are padded with ImageNet's mean pixel
+and ignored labels; the rest of an epoch that does not fill a batch is filled up from the epoch's beginning,
+so that each image is seen at least once; the auxiliary loss leaves out windows of which half or more is
+ignored; no warm-up; new convolutions start from Kaiming's normal distribution, those that predict classes
+from Xavier's; batch norm has an epsilon of 1e-5; its exact averages are taken over one more epoch of
+augmented crops.
 """
 
 # ruff: noqa: RUF009  (each default is made by a function that keeps the reason for it)
 
 import dataclasses
 import difflib
+import inspect
 import typing
 from dataclasses import dataclass
 from typing import Any
+
+from segkit.data import DATASETS
 
 
 def _because(default: Any, reason: str) -> Any:
@@ -35,7 +43,8 @@ class Recipe:
     model_options: dict[str, Any] = _because({}, "further keywords of segkit.models.build")
     weights: str = _because("imagenet", "backbone's initial weights: imagenet or none; Sec. 4.1")
     bn_momentum: float = _because(
-        0.05, "of the running averages; chosen: the paper is silent (its release: 0.05)"
+        0.05,
+        "of the running averages; chosen: the paper is silent (its release: 0.05). Not for your own model",
     )
 
     # The data
@@ -168,7 +177,9 @@ _CITYSCAPES = Recipe(name="ldn_cityscapes", instances=True)
 _CAMVID = Recipe(
     name="ldn_camvid",
     model="ldn121-32-4",  # Table 6: the best of them
-    dataset="camvid",  # images of 720x960, as the paper has them
+    # Images of 720x960, as the paper has them: put them into DIR/camvid in the layout of the 360x480 ones
+    # (train.txt, train/, trainannot/ …, label files of 720x960 too) and give --data-dir DIR.
+    dataset="camvid",
     train_split="trainval",  # Sec. 6.3: val is "too small and too easy" to choose by
     val_split="",
     final_split="test",  # measured once, with the last weights
@@ -231,7 +242,8 @@ def near(word: str, words: typing.Iterable[str]) -> str:
 def recipe(name: str, **changes: Any) -> Recipe:
     """A recipe by name, with changes.
 
-    With another ``dataset`` the recipe's ``dataset_options`` are dropped: they are about its own.
+    With another ``dataset`` the recipe's ``dataset_options`` are dropped: they are about its own. So are
+    ``instances``, unless given, where the other set has none.
 
     Args:
         name: one of :data:`RECIPES`.
@@ -245,6 +257,8 @@ def recipe(name: str, **changes: Any) -> Recipe:
     for field in changes:
         if field not in _KINDS:
             raise ValueError(f"a recipe has no field {field!r}: {near(field, _KINDS)}")
-    if changes.get("dataset", RECIPES[name].dataset) != RECIPES[name].dataset:
-        changes = {"dataset_options": {}, **changes}
+    dataset = changes.get("dataset", RECIPES[name].dataset)
+    if dataset != RECIPES[name].dataset:
+        labelled = dataset in DATASETS and "instances" in inspect.signature(DATASETS[dataset]).parameters
+        changes = {"dataset_options": {}, "instances": RECIPES[name].instances and labelled, **changes}
     return dataclasses.replace(RECIPES[name], **changes)

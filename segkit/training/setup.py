@@ -1,7 +1,9 @@
 """What stands ready before the first step: settings, measured sets, model, optimizer."""
 
 import dataclasses
+import inspect
 import json
+import logging
 from typing import Any
 
 import torch
@@ -17,13 +19,25 @@ from segkit.training.distributed import World, synchronize_batchnorm
 from segkit.training.recipes import Recipe
 from segkit.training.schedules import cosine
 
+_log = logging.getLogger("segkit")
+
 
 def run_settings(
-    recipe: Recipe, model: nn.Module | None, train_set: Any, limits: dict[str, int | None]
+    recipe: Recipe, model: nn.Module | None, train_set: Any, limits: dict[str, int | None], processes: int = 1
 ) -> dict:
-    """All that a run's losses depend on, as JSON would give it back; equal ones share a folder."""
-    own = {"own_model": _class(model), "own_train_set": _class(train_set)}
-    return {"recipe": recipe.settings(), **{name: limit or 0 for name, limit in limits.items()}, **own}
+    """What a run's losses depend on, as JSON would give it back; equal settings share a folder.
+
+    The contents of files, and of your own model and sets, are not looked at: nor is the folder that data lies
+    in, so that a run goes on where the data has moved. With another number of processes an image meets other
+    random numbers and other batch-norm statistics.
+    """
+    settings = {"recipe": recipe.settings(), **{name: limit or 0 for name, limit in limits.items()}}
+    settings |= {"own_model": _class(model), "own_train_set": _class(train_set), "processes": processes}
+    if recipe.dataset == "streets":
+        from segkit.data.streets import VERSION  # only here: the other sets need no renderer
+
+        settings["streets_version"] = VERSION
+    return settings
 
 
 def _class(thing: Any) -> str | None:
@@ -50,7 +64,7 @@ def instance_sizes(recipe: Recipe) -> dict[str, float] | None:
 
 
 def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, world: World) -> nn.Module:
-    """The recipe's model, or the given one, on this process's device and ready to train.
+    """The recipe's model, or the given one as it is, on this process's device and ready to train.
 
     Raises:
         ValueError: if there is no such model or option.
@@ -59,13 +73,34 @@ def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, wor
     if model is None:
         weights = None if recipe.weights == "none" else recipe.weights
         model = models.build(recipe.model, num_classes=num_classes, weights=weights, **recipe.model_options)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = recipe.bn_momentum
     gpu = world.device.type == "cuda"  # where convolutions are faster with channels last
     model = model.to(world.device, memory_format=torch.channels_last if gpu else torch.preserve_format)
-    model = synchronize_batchnorm(model, world)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = recipe.bn_momentum
-    return model
+    return synchronize_batchnorm(model, world)
+
+
+def quiet_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
+    """Keywords that spare a training step the auxiliary heads where their loss has no weight.
+
+    A model of your own need not know the keyword.
+    """
+    knows_auxiliary = "auxiliary" in inspect.signature(model.forward).parameters
+    return {"auxiliary": False} if knows_auxiliary and recipe.aux_weight == 0 else {}
+
+
+def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
+    """Warns through the ``segkit`` logger where an image is smaller than the crop in both directions."""
+    height, width = train_set[0]["labels"].shape
+    if height < recipe.crop[0] and width < recipe.crop[1]:
+        cure = "choose a smaller crop"
+        if recipe.dataset == "camvid":
+            cure = "the recipe ldn_camvid_half_ri is for CamVid at 360x480"
+        _log.warning(
+            "the crop of %dx%d is larger than the images (%dx%d): much of it will be padding; %s",
+            *(*recipe.crop, height, width, cure),
+        )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

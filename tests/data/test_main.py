@@ -82,11 +82,19 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, arguments, message)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_names_a_data_root_with_a_percent_sign(monkeypatch, capsys):
+    monkeypatch.setenv("SEGKIT_DATA", "/data/50%s")
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "/data/50%s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
-        ["streets", "--size", "128"],
+        ["streets", "--size", "128x"],
         ["streets", "--size", "axb"],
         ["streets", "--train", "many"],
         ["streets", "--nope"],

@@ -89,6 +89,9 @@ def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device(None, local_rank=1) == torch.device("cuda", 1)
-    assert choose_device("cuda:0", local_rank=1) == torch.device("cuda", 0)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda", local_rank=1, processes=2) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"'cuda:0' would be that of all 2 processes, .* use cuda$"):
+        choose_device("cuda:0", local_rank=1, processes=2)
     with pytest.raises(ValueError, match="no GPU 5: this machine has 2"):
         choose_device("cuda:5")

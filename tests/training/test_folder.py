@@ -1,6 +1,7 @@
 """The run folder: what is overwritten, what is not, and the log across a resume."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,36 @@ def test_a_finished_run_moves_aside(tmp_path):
     folder.start(tmp_path, SETTINGS)
     assert files(tmp_path) == ["previous", "settings.json"]
     assert (tmp_path / "previous" / "result.json").read_text() == "second"
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_a_kill_while_a_finished_run_moves_aside_can_be_recovered_from(tmp_path, monkeypatch, moved):
+    folder.start(tmp_path, SETTINGS)
+    for name in ("log.jsonl", "final.pt", "result.json"):
+        (tmp_path / name).write_text(name)
+    rename, done = Path.rename, []
+
+    def rename_until_killed(path, target):
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(rename(path, target))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_until_killed)
+        patch.setattr(state, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.start(tmp_path, SETTINGS)
+    assert len(done) == min(moved, 4)
+    if moved in (1, 2, 3):  # a part of the run is left: it is not deleted unasked, and it can go on
+        with pytest.raises(FileExistsError, match="--resume"):
+            folder.start(tmp_path, SETTINGS)
+        folder.check_resume(tmp_path, SETTINGS)
+        assert (tmp_path / "final.pt").is_file() or (tmp_path / "previous" / "final.pt").is_file()
+    folder.start(tmp_path, SETTINGS, overwrite=moved in (1, 2, 3))
+    assert files(tmp_path) == ["previous", "settings.json"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """The loop: it learns, stops, resumes bit for bit, and names what broke."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -8,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from segkit import training
+from segkit.data.pairs import PairDataset
 from segkit.data.sampling import collate
+from segkit.data.streets import VERSION
 from segkit.data.transforms import normalize
-from segkit.training import loop, setup, state, train
+from segkit.training import distributed, loop, ongoing, setup, state, train
 from segkit.training.distributed import World
-from segkit.training.session import TrainingError
+from segkit.training.ongoing import TrainingError
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -165,6 +169,47 @@ def test_resume_with_other_settings_is_refused(go):
         go(limit_train=8, resume=True)
 
 
+def test_resume_with_another_number_of_processes_is_refused(go, monkeypatch):
+    go(max_minutes=0)
+    two = contextlib.nullcontext(World(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(distributed, "join", lambda device: two)
+    with pytest.raises(ValueError, match="processes: here 2, there 1"):
+        go(resume=True)
+
+
+def test_settings_say_which_generator_painted_the_streets(tiny):
+    limits = {"limit_train": None, "limit_val": 3}
+    settings = setup.run_settings(training.recipe("ldn_streets"), None, None, limits, 2)
+    assert (settings["streets_version"], settings["processes"]) == (VERSION, 2)
+    assert (settings["limit_train"], settings["limit_val"]) == (0, 3)
+    assert "streets_version" not in setup.run_settings(tiny.tiny_recipe(), None, None, limits)
+
+
+def test_a_damaged_final_file_is_made_again_from_the_last_checkpoint(go, tmp_path, monkeypatch, caplog):
+    whole = go()
+    weights = state.load(whole.folder / "final.pt")["model"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ongoing.OngoingRun, "keep_result", stop)  # final.pt is there, and the checkpoints still
+        go()
+    final = tmp_path / "run" / "final.pt"
+    final.write_bytes(final.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING, "segkit"):
+        resumed = go(resume=True)
+    assert "final.pt" in caplog.text
+    assert losses(resumed) == losses(whole)
+    assert resumed.evaluation.miou == whole.evaluation.miou
+    again = state.load(final)["model"]
+    assert all(torch.equal(again[key], weights[key]) for key in weights)
+
+    final.write_bytes(b"")  # of a finished run, with no checkpoint left
+    with pytest.raises(state.CheckpointError, match=r"final\.pt .* start over with --overwrite"):
+        go(resume=True)
+
+
 class Poisoned(nn.Module):
     """A network whose output, or gradient, becomes NaN at one step."""
 
@@ -221,6 +266,60 @@ def test_without_auxiliary_weight_the_heads_do_not_run(go):
     assert run.steps[0]["loss"] == run.steps[0]["parts"]["main"]
 
 
+@pytest.mark.parametrize("aux_weight", [0.0, 0.4])
+def test_an_own_model_need_not_know_auxiliary(go, aux_weight):
+    class Plain(nn.Conv2d):
+        def forward(self, x):
+            return {"out": super().forward(x)}
+
+    run = go({"epochs": 1, "aux_weight": aux_weight}, model=Plain(3, 3, 1))
+    assert set(run.steps[0]["parts"]) == {"main"}
+
+
+def test_momentum_is_that_of_the_recipe_but_not_in_an_own_model(tiny):
+    recipe = tiny.tiny_recipe(model="ladder-resnet18-32-4", bn_momentum=0.3)
+    momenta = {
+        m.momentum for m in setup.prepare_model(recipe, None, 3, CPU).modules() if hasattr(m, "momentum")
+    }
+    assert momenta == {0.3}
+    assert setup.prepare_model(recipe, tiny.TinyNet(), 3, CPU).norm.momentum == 0.1  # torch's default
+
+
+def test_cudnn_tries_out_algorithms_in_steps_alone(monkeypatch):
+    for before in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+        with pytest.raises(KeyError), loop._fastest_convolutions(True):
+            assert torch.backends.cudnn.benchmark
+            raise KeyError
+        assert torch.backends.cudnn.benchmark is before
+        with loop._fastest_convolutions(False):
+            assert torch.backends.cudnn.benchmark is before
+
+
+def test_a_crop_larger_than_the_images_is_warned_of(go, capfd, caplog):
+    go({"epochs": 1, "crop": (32, 64)})  # wider, but not higher
+    assert caplog.text == ""
+    go({"epochs": 1, "crop": (64, 64), "dataset": "camvid"}, overwrite=True)
+    assert "crop of 64x64 is larger than the images (32x48)" in caplog.text
+    assert "ldn_camvid_half_ri is for CamVid at 360x480" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_split_measured_with_and_without_instances_is_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(PairDataset, "verify", lambda self: read.append((self.split, self.instances)))
+    recipe = training.recipe(
+        "ldn_streets",
+        model="ladder-resnet18-32-4",
+        instances=True,
+        dataset_options={"size": (32, 64), "train": 2, "val": 1},
+        crop=(32, 64),
+        batch_size=2,
+    )
+    train(recipe, data_dir=tmp_path / "data", out_dir=tmp_path / "run", device="cpu", max_minutes=0)
+    assert read == [("train", False), ("val", True)]
+
+
 def test_batchnorm_is_exact_at_the_end(go, tiny):
     run = go({"epochs": 1, "scale": (1.0, 1.0), "flip": 0.0})
     images = normalize(collate([tiny.TinySet()[i] for i in range(12)])["image"])
@@ -234,7 +333,6 @@ def test_batchnorm_is_exact_at_the_end(go, tiny):
 def test_rates_follow_the_cosine_and_the_divisor(tiny):
     recipe = tiny.tiny_recipe(epochs=10, learning_rate=0.4, min_learning_rate=0.1)
     model = setup.prepare_model(recipe, tiny.TinyNet(), 3, CPU)
-    assert model.norm.momentum == recipe.bn_momentum
     optimizer = setup.make_optimizer(model, recipe)
     assert all(group["amsgrad"] for group in optimizer.param_groups)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))

@@ -95,3 +95,10 @@ def test_another_data_set_does_not_inherit_options():
     assert recipe(
         "ldn_streets", dataset="cityscapes", dataset_options={"num_classes": 20}
     ).dataset_options == {"num_classes": 20}
+
+
+def test_instances_stay_where_the_other_set_has_them():
+    for dataset, kept in (("camvid", False), ("folder", False), ("streets", True), ("cityscapes", True)):
+        assert recipe("ldn_cityscapes", dataset=dataset).instances is kept
+    assert recipe("ldn_cityscapes", dataset="camvid", instances=True).instances
+    assert recipe("ldn_camvid", dataset="streets").instances is False

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 from segkit.evaluation.inference import Evaluation, evaluate
 from segkit.training import folder, state
 from segkit.training.distributed import World
+
+_log = logging.getLogger("segkit")
 
 
 class TrainingError(RuntimeError):
@@ -34,7 +37,9 @@ class Run:
     Attributes:
         model: the trained model, on the run's device, in evaluation mode.
         folder: holds settings.json, log.jsonl, checkpoints, and at the end final.pt and result.json.
-        steps: one entry a step: epoch, step, loss and its parts (nats), lr, seconds.
+        steps: one entry a step: epoch, step, loss and its parts (nats), lr, seconds. After a resume the
+            entries from before are here in the main process alone, and so are those of ``epochs``: in the
+            others the mean loss of the first epoch then covers only the steps since.
         epochs: one entry an epoch: epoch, step, mean loss, lr, seconds; and where the validation split was
             measured miou, pixel_accuracy and iou_by_class, fractions in [0, 1].
         evaluation: on the final split, single scale; None where the run stopped before its end.
@@ -54,7 +59,7 @@ class Run:
         return self.evaluation is not None
 
 
-class Session:
+class OngoingRun:
     """A run in progress. All processes of a run call the same methods in the same order.
 
     Args:
@@ -84,6 +89,8 @@ class Session:
     ) -> None:
         self.where, self.described, self.world, self.amp = where, described, world, amp
         self.model, self.optimizer = model, optimizer
+        self.trained = False
+        """Whether the final weights are there already."""
         self.begin = Position()
         if resume:
             self.begin = self._restore()
@@ -92,24 +99,27 @@ class Session:
         world.share(None)  # no process goes on before all have read, or before the folder is ready
         self.log = folder.Log(where if world.main else None, step=self.begin.step)
 
-    @property
-    def trained(self) -> bool:
-        """Whether the final weights are there already."""
-        return (self.where / folder.FINAL).is_file()
-
     def _restore(self) -> Position:
         """Puts model, optimizer and random state back to the last checkpoint that can be read."""
-        if self.trained:
-            saved = state.load(self.where / folder.FINAL)
-            self.model.load_state_dict(saved["model"])
-            return Position(saved["epoch"], saved["batch"], saved["step"])
+        final = self.where / folder.FINAL
+        if final.is_file():
+            try:
+                saved = state.load(final)
+            except state.CheckpointError as error:
+                if not state.checkpoints(self.where):
+                    raise state.CheckpointError(f"{error}; start over with --overwrite") from error
+                _log.warning("%s; trying the checkpoint before it", error)
+            else:
+                self.trained = True
+                self.model.load_state_dict(saved["model"])
+                return Position(saved["epoch"], saved["batch"], saved["step"])
         found = state.latest(self.where)
         if found is None:
             return Position()  # killed before the first checkpoint
         path, saved = found
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        random = saved["random"][self.world.rank % len(saved["random"])]
+        random = saved["random"][self.world.rank]
         torch.set_rng_state(random["cpu"])
         if self.world.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], self.world.device)
