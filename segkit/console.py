@@ -14,6 +14,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
+def command(name: str, page: str | None, **options: Any) -> Parser:
+    """The parser of ``python -m segkit.NAME``.
+
+    Args:
+        name: the module, without ``segkit.``.
+        page: its docstring: the first paragraph opens the help, the rest closes it as it stands.
+        **options: further keywords of ``argparse.ArgumentParser``.
+    """
+    description, _, rest = (page or "").partition("\n\n")
+    return Parser(
+        prog=f"python -m segkit.{name}",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+
+
 def literal(text: object) -> str:
     """The text as argparse prints it unchanged in a help line, where ``%`` would begin a format."""
     return str(text).replace("%", "%%")

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from segkit import data
-from segkit.console import Parser, key_value, literal
+from segkit.console import command, key_value, literal
 from segkit.data.labels import LabelSpace
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
@@ -28,13 +28,7 @@ from segkit.training.state import write_text
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        prog="python -m segkit.evaluate",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("evaluate", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="written by segkit.train")
     parser.add_argument(
         "--dataset", metavar="NAME", help=f"{', '.join(data.DATASETS)}; default: the one trained on"

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from segkit.console import Parser
+from segkit.console import command
 from segkit.data.labels import LabelSpace
 from segkit.data.transforms import normalize
 from segkit.evaluation.inference import MULTI_SCALE, load_model, predict
@@ -27,13 +27,7 @@ from segkit.training.distributed import choose_device
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        prog="python -m segkit.predict",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("predict", __doc__)
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="any format Pillow reads, any size"
     )

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from segkit.console import Parser, key_value, literal, size
+from segkit.console import command, key_value, literal, size
 from segkit.training import RECIPES, Recipe, Run, recipe, train
 from segkit.training.folder import runs_root
 from segkit.training.recipes import near
@@ -58,14 +58,7 @@ def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
 
 
 def _parser(shown: Recipe) -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        prog="python -m segkit.train",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command("train", __doc__, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--list", action="store_true", help="print the recipes and end")
     run = parser.add_argument_group("this run")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segkit.console import Parser, literal, size
+from segkit.console import command, literal, size
 from segkit.data import DATASETS, camvid, data_root, load
 from segkit.data.pairs import PairDataset, Summary, check_choice
 
@@ -26,13 +26,7 @@ SPLITS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        prog="python -m segkit.data",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("data", __doc__)
     parser.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help=f"where data lies (default: {literal(data_root())})"

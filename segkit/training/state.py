@@ -3,8 +3,10 @@
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -17,6 +19,21 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read."""
 
 
+@contextmanager
+def _written_aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the name ``path`` once all of it is on disk; gone if that fails."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the bytes must be on disk before the name is
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
 def save(path: str | Path, state: dict[str, Any]) -> Path:
     """Writes a checkpoint so that ``path`` holds either what it held before or all of the new state.
 
@@ -25,31 +42,15 @@ def save(path: str | Path, state: dict[str, Any]) -> Path:
         state: tensors, numbers, strings, lists, tuples and dicts: what ``weights_only`` can read.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes must be on disk before the name is
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with _written_aside(path) as file:
+        torch.save(state, file)
     return path
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a small text file by the same rule as :func:`save`."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _written_aside(Path(path)) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _sync_folder(folder: Path) -> None:
