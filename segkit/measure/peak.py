@@ -41,6 +41,7 @@ class PeakMemory:
             the module of what it is the gradient of. Not in a submodule: ``(model)``, the model's own
             forward; ``(step)``, the loss; ``(optimizer)``; ``(input)``.
         alive: the same bytes by (module, kind).
+        alive_at: ``alive_at(i)`` is the same for entry ``i`` of the timeline.
         timeline: live bytes after every operator that allocated, see `Timeline`; ``timeline.peak`` is the
             index.
         measured: on a GPU, the bytes that a real step took (``torch.cuda.max_memory_allocated``); otherwise
@@ -54,8 +55,15 @@ class PeakMemory:
     by_module: dict[str, int]
     alive: dict[tuple[str, str], int] = field(repr=False)
     timeline: Timeline = field(repr=False)
+    alive_at: Callable[[int], dict[tuple[str, str], int]] = field(repr=False, compare=False)
     measured: int | None = None
     workspace: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def recomputed_macs(self) -> int:
+        """Multiply-adds of convolutions and matrix products that the backward pass does a second time."""
+        work = zip(self.timeline.phases, self.timeline.macs, strict=True)
+        return sum(macs for phase, macs in work if phase == "recompute")
 
     def __str__(self) -> str:
         i = self.timeline.peak
@@ -118,7 +126,7 @@ def peak_memory(
         RuntimeError: if device="cuda" and there is none.
     """
     device = str(device)
-    _check_arguments(model, batch_size, image_size, step, optimizer, device, precision)
+    check_arguments(model, batch_size, image_size, step, optimizer, device, precision)
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "No CUDA device here; use device='meta' for the prediction, or run this on a GPU machine."
@@ -144,6 +152,7 @@ def peak_memory(
         by_module=dict(sorted(modules.items(), key=lambda item: -item[1])),
         alive=alive,
         timeline=timeline,
+        alive_at=tracker.alive,
         measured=measured,
         workspace=workspace,
     )
@@ -178,11 +187,11 @@ def max_batch(
             state; and as `peak_memory`.
         MeasurementError: as `peak_memory`.
     """
-    _check_arguments(model, 1, image_size, step, optimizer, "meta", precision)
+    check_arguments(model, 1, image_size, step, optimizer, "meta", precision)
     if isinstance(budget_gib, bool) or not isinstance(budget_gib, (int, float)) or not budget_gib > 0:
         raise ValueError(f"budget_gib={budget_gib!r}: give a number of GiB above 0, e.g. 12.")
     budget = budget_gib * 2**30
-    static = _static_bytes(model, optimizer)
+    static = static_bytes(model, optimizer)
     if static > budget:
         raise ValueError(
             f"A budget of {budget_gib} GiB does not hold the model itself: its parameters, gradients and "
@@ -249,12 +258,13 @@ def default_step(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tens
         output = F.interpolate(output, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(output, labels)
     if auxiliary:
-        losses = [F.cross_entropy(logits, _soft_targets(logits)) for logits in auxiliary]
+        losses = [F.cross_entropy(logits, soft_targets(logits)) for logits in auxiliary]
         loss = (1 - AUX_WEIGHT) * loss + AUX_WEIGHT * torch.stack(losses).mean()
     return loss, output
 
 
-def _soft_targets(logits: Tensor) -> Tensor:
+def soft_targets(logits: Tensor) -> Tensor:
+    """Targets of an auxiliary loss, (B, C, h, w) like its logits: every class as likely."""
     return torch.full_like(logits, 1 / logits.shape[1], dtype=torch.float32, requires_grad=False)
 
 
@@ -301,7 +311,7 @@ def _follow(model, batch_size, image_size, step, optimizer, device, precision) -
     return tracker
 
 
-def _static_bytes(model: nn.Module, optimizer: str | None) -> int:
+def static_bytes(model: nn.Module, optimizer: str | None) -> int:
     """Parameters, buffers, gradients and optimizer state: what a step takes whatever the batch."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     trained = sum(size for size, trained in sizes if trained)
@@ -310,7 +320,7 @@ def _static_bytes(model: nn.Module, optimizer: str | None) -> int:
     return sum(size for size, _ in sizes) + buffers + trained * (1 + slots)
 
 
-def _check_arguments(model, batch_size, image_size, step, optimizer, device, precision) -> None:
+def check_arguments(model, batch_size, image_size, step, optimizer, device, precision) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

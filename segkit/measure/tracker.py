@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from segkit.measure import meta
 
@@ -39,6 +40,8 @@ class Timeline(Sequence):
             within the backward pass) or ``"optimizer"``.
         modules: path of the module whose forward or backward it belongs to.
         bytes: a list of live bytes for each kind.
+        allocated: bytes that the operator allocated.
+        macs: multiply-adds of convolutions and matrix products, as torch's FlopCounterMode counts them.
     """
 
     def __init__(self) -> None:
@@ -46,6 +49,8 @@ class Timeline(Sequence):
         self.phases: list[str] = []
         self.modules: list[str] = []
         self.bytes: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        self.allocated: list[int] = []
+        self.macs: list[int] = []
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -133,6 +138,7 @@ class Tracker(TorchDispatchMode):
         self._now = dict.fromkeys(KINDS, 0)
         self._recomputed: list[_Storage] = []
         self._overwritten: _Storage | None = None
+        self._macs = 0  # of operators since the last entry of the timeline
         self._node: tuple[int, int] = (-1, 0)  # number of the running autograd node, and when it began
         self._stack: list[str] = []  # paths of the running modules
         self._numbers, self._paths = [0], [STEP]  # from this node number on, nodes are made by this module
@@ -215,11 +221,13 @@ class Tracker(TorchDispatchMode):
             if why is None:
                 raise
             raise self._unmeasurable(why) from error
+        if func.overloadpacket in flop_registry:
+            self._macs += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
         self._follow(func, args, out, phase)
         return out
 
     def _follow(self, func, args, out, phase: str) -> None:
-        fresh = False
+        fresh = 0  # bytes
         module = None
         for tensor, aliased in _tensors(out, func):
             if tensor.device.type != self.device:
@@ -230,8 +238,7 @@ class Tracker(TorchDispatchMode):
                 size = block.nbytes()
                 if size != storage.size:  # resized in place
                     self._free(block._cdata)
-                    self._add(block, storage.kind, storage.module)
-                    fresh = True
+                    fresh += self._add(block, storage.kind, storage.module).bytes
                 continue
             if aliased:  # a tensor that the step brought along and nobody registered
                 self._add(block, "input", INPUT)
@@ -243,16 +250,19 @@ class Tracker(TorchDispatchMode):
             storage = self._add(block, "temporaries", module)
             if phase == "recompute":
                 self._recomputed.append(storage)
-            fresh = fresh or storage.bytes > 0
+            fresh += storage.bytes
         if fresh:
-            self._note(str(func.overloadpacket), phase, module or STEP)
+            self._note(str(func.overloadpacket), phase, module or STEP, fresh)
             if func is _aten.add.Tensor and phase == "backward" and _from_engine():
                 self._watch_sum(*args[:2])
 
-    def _note(self, operator: str, phase: str, module: str) -> None:
+    def _note(self, operator: str, phase: str, module: str, allocated: int = 0) -> None:
         self.timeline.operators.append(operator)
         self.timeline.phases.append(phase)
         self.timeline.modules.append(module)
+        self.timeline.allocated.append(allocated)
+        self.timeline.macs.append(self._macs)
+        self._macs = 0
         for kind, values in self.timeline.bytes.items():
             values.append(self._now[kind])
 

@@ -5,8 +5,11 @@ That second run would update the running statistics of every batch norm in it on
 and without checkpoints would end in different models. Here it leaves them alone: gradients and ``state_dict``
 are bit-equal to those of the plain step wherever the kernels themselves are deterministic.
 
-The labels are those of Table 12 of "Efficient Ladder-style DenseNets for Semantic Segmentation of Large
-Images".
+The labels up to ``tu`` are those of Table 12 of "Efficient Ladder-style DenseNets for Semantic Segmentation
+of Large Images"; the others go beyond the paper. A label alone chooses its segments everywhere;
+``label:place`` chooses those in one place, a dense block, transition-down layer or transition-up block by its
+number in the forward pass: ``"unit:1,cat1x1:2,3x3:2,td,tu:3"``. `segkit.memory.plan` finds such a choice for
+a budget.
 """
 
 from collections.abc import Callable, Collection
@@ -26,9 +29,15 @@ LABELS: dict[str, str] = {
     "stem": "first convolution, batch norm, ReLU and max-pool",
     "td": "a transition-down layer",
     "tu": "a transition-up block, an auxiliary head on its input, the logits",
+    "skip": "the projection of a transition-up block's skip connection",
+    "blend": "the rest of a transition-up block: upsampling, sum, and what follows",
+    "spp": "spatial pyramid pooling",
+    "cat": "no segment: a dense block hands on the list of its units' outputs, and who reads concatenates",
+    "nested": "BN-ReLU-1x1 on a concatenation, within larger segments too; its BN-ReLU a quarter at a time",
 }
+MODIFIERS = ("cat", "nested")  # labels that take no place
 # A label on the left already runs everything that those on the right would run.
-_COVERS = {"unit": ("cat1x1", "3x3"), "block": ("unit", "cat1x1", "3x3")}
+COVERS = {"unit": ("cat1x1", "3x3"), "block": ("unit", "cat1x1", "3x3"), "tu": ("skip", "blend")}
 
 
 class Segments:
@@ -38,9 +47,14 @@ class Segments:
     chosen the call is checkpointed, otherwise it is an ordinary one.
 
     Args:
-        recompute: chosen labels, separated by commas, e.g. ``"unit,stem,td,tu"``, the paper's leanest row.
-            None chooses none.
+        recompute: chosen labels, separated by commas, e.g. ``"unit,stem,td,tu"``, the paper's leanest row, or
+            ``"unit:1,stem"`` with a place. None chooses none.
         available: the labels that this network has segments for, of ``LABELS``.
+
+    Attributes:
+        chosen: the labels and ``label:place`` that were chosen.
+        offers: (label, place, module) for every choice that a planner has in this network, in the order of
+            the forward pass; see `offer`.
 
     Raises:
         TypeError: if ``recompute`` is neither a string nor None.
@@ -52,27 +66,60 @@ class Segments:
             raise TypeError(
                 f"recompute must be a comma-separated string such as 'unit,stem,td,tu', not {recompute!r}."
             )
-        labels = [label.strip() for label in recompute.split(",")] if recompute and recompute.strip() else []
-        for label in labels:
+        tokens = [token.strip() for token in recompute.split(",")] if recompute and recompute.strip() else []
+        pairs = [(label, place) for label, _, place in (token.partition(":") for token in tokens)]
+        for token, (label, place) in zip(tokens, pairs, strict=True):
+            if ":" in token and not place:
+                raise ValueError(f"No place after {token!r}; write {label!r}, or a place such as {label}:1.")
             if label not in available:
                 near = get_close_matches(label, available, n=1)
                 guess = f" Did you mean {near[0]!r}?" if near else ""
+                has = f"It has {', '.join(available)}." if available else "It has none; leave out recompute."
+                raise ValueError(f"No segments labelled {label!r} in this network.{guess} {has}")
+            if tokens.count(token) > 1:
                 raise ValueError(
-                    f"No segments labelled {label!r} in this network.{guess} It has {', '.join(available)}."
+                    f"The label {token!r} occurs twice in recompute={recompute!r}; give it once."
                 )
-            if labels.count(label) > 1:
-                raise ValueError(
-                    f"The label {label!r} occurs twice in recompute={recompute!r}; give it once."
-                )
-            for inner in _COVERS.get(label, ()):
-                if inner in labels:
+        for outer, there in pairs:
+            for inner, here in pairs:
+                if there and here and there != here:
+                    continue
+                if inner in COVERS.get(outer, ()) or (outer == inner and there and not here):
                     raise ValueError(
-                        f"recompute={recompute!r} covers {inner!r} twice: a {label!r} segment already "
+                        f"recompute={recompute!r} covers {inner!r} twice: a {outer!r} segment already "
                         f"recomputes it. Leave out one of the two."
                     )
-        self.labels = frozenset(labels)
+        self.chosen = frozenset(tokens)
+        self.offers: list[tuple[str, str, nn.Module]] = []
 
-    def __call__(self, label: str, part: Callable, *inputs):
+    def offer(self, label: str, place: str, module: nn.Module) -> None:
+        """Say that ``label:place`` can be chosen, and in which module its segments are.
+
+        Args:
+            label: one of ``LABELS``.
+            place: the number of the block or layer; empty where there is only one.
+            module: labels of the same module are alternatives (`COVERS` tells which exclude each other).
+        """
+        self.offers.append((label, place, module))
+
+    def check_places(self) -> None:
+        """To be called when all of a network's choices have been offered.
+
+        Raises:
+            ValueError: if a place was chosen that the network does not have.
+        """
+        for token in self.chosen:
+            label, _, place = token.partition(":")
+            places = [p for offered, p, _ in self.offers if offered == label and p]
+            if place and place not in places:
+                has = f"{label} has {', '.join(places)}" if places else f"{label} takes no place"
+                raise ValueError(f"No {token!r} in this network: {has}.")
+
+    def has(self, label: str, place: str = "") -> bool:
+        """Whether this label was chosen, everywhere or in this place."""
+        return label in self.chosen or (place != "" and f"{label}:{place}" in self.chosen)
+
+    def __call__(self, label: str, part: Callable, *inputs, place: str = ""):
         """Run ``part(*inputs)``, as a checkpointed segment if ``label`` was chosen.
 
         Args:
@@ -80,8 +127,9 @@ class Segments:
             part: a module or a method of a module. Never a lambda: it runs again much later, when the
                 variables that it names may mean something else.
             inputs: its positional arguments.
+            place: which of the segments with this label it belongs to.
         """
-        if label not in self.labels or not torch.is_grad_enabled():
+        if not self.has(label, place) or not torch.is_grad_enabled():
             return part(*inputs)
         if (
             torch.compiler.is_compiling()
@@ -93,7 +141,7 @@ class Segments:
         )
 
     def __repr__(self) -> str:
-        return f"Segments({','.join(sorted(self.labels))!r})"
+        return f"Segments({','.join(sorted(self.chosen))!r})"
 
 
 class Freeze:

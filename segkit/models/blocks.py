@@ -4,13 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.memory.recompute import Segments
+
 BN_MOMENTUM = (
     0.05  # the LDN paper is silent; its authors' released code says 0.05 (and PyTorch's default eps, 1e-5)
 )
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that says what to do when a batch holds one value per channel only."""
+    """Batch norm that says what to do when a batch holds one value per channel only.
+
+    Attributes:
+        relu_in_place: whether the ReLU that follows writes over what the norm puts out. That is safe: nothing
+            else reads it, the norm's backward needs its input only, and the ReLU's its output.
+    """
+
+    relu_in_place = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=BN_MOMENTUM)
@@ -24,6 +33,56 @@ class BatchNorm(nn.BatchNorm2d):
                 f"model.eval()."
             )
         return super().forward(x)
+
+    def relu_of_maps(self, begin: int, *features: Tensor) -> Tensor:
+        """Norm and ReLU of the concatenated ``features``, the maps from ``begin`` on of all that come.
+
+        What a batch norm does to one map does not depend on the others, so parts give the same as the whole.
+        """
+        x = torch.cat(features, dim=1)
+        maps = slice(begin, begin + x.shape[1])
+        factor = self.momentum
+        if self.training and begin == 0:
+            self.num_batches_tracked.add_(1)
+        if self.training and factor is None:
+            factor = 1 / float(self.num_batches_tracked)
+        x = F.batch_norm(
+            x,
+            self.running_mean[maps],
+            self.running_var[maps],
+            self.weight[maps],
+            self.bias[maps],
+            self.training,
+            factor,
+            self.eps,
+        )
+        return F.relu(x, inplace=self.relu_in_place)
+
+
+def norm_relu(norm: BatchNorm, x: Tensor) -> Tensor:
+    """Batch norm and ReLU, any shape."""
+    return F.relu(norm(x), inplace=norm.relu_in_place)
+
+
+def norm_relu_of_cat(norm: BatchNorm, features: tuple[Tensor, ...], segment: Segments) -> Tensor:
+    """BN-ReLU of a concatenation: in one piece, or with the label ``nested`` a quarter of its maps at a time.
+
+    In quarters, each a checkpointed segment, the backward pass never has the whole concatenation in hand
+    together with its norm and the gradients of both.
+    """
+    if not segment.has("nested"):
+        x = torch.cat(features, dim=1) if len(features) > 1 else features[0]  # of one it would be a copy
+        return norm_relu(norm, x)
+    if len(features) == 1:
+        features = features[0].chunk(4, dim=1)
+    quarter, begin, group, parts = sum(x.shape[1] for x in features) / 4, 0, [], []
+    for i, x in enumerate(features):
+        group.append(x)
+        width = sum(x.shape[1] for x in group)
+        if width >= quarter or i == len(features) - 1:
+            parts.append(segment("nested", norm.relu_of_maps, begin, *group))
+            begin, group = begin + width, []
+    return torch.cat(parts, dim=1)
 
 
 class BNReLUConv(nn.Module):
@@ -55,8 +114,23 @@ class BNReLUConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # ReLU in place: nothing else reads the norm's output, and its backward needs only its input
-        return self.conv(F.relu(self.norm(x), inplace=True))
+        return self.conv(norm_relu(self.norm, x))
+
+
+class CatBNReLUConv(BNReLUConv):
+    """The same on a concatenation: takes its parts, so that no one else has to keep the whole."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, *, segment: Segments | None = None
+    ) -> None:
+        super().__init__(channels_in, channels_out, kernel)
+        self.segment = segment or Segments()
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return self.segment("nested", self.whole, *features)
+
+    def whole(self, *features: Tensor) -> Tensor:
+        return self.conv(norm_relu_of_cat(self.norm, features, self.segment))
 
 
 def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

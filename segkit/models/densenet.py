@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BatchNorm
+from segkit.models.blocks import BatchNorm, norm_relu, norm_relu_of_cat
 
 # depth: growth rate k, maps of the stem, units per dense block
 CONFIGURATIONS: dict[int, tuple[int, int, tuple[int, int, int, int]]] = {
@@ -22,9 +22,11 @@ CONFIGURATIONS: dict[int, tuple[int, int, tuple[int, int, int, int]]] = {
 class DenseUnit(nn.Module):
     """k new maps from all maps so far: concatenation, BN-ReLU-1x1 to 4k maps, BN-ReLU-3x3 (Section 3.1)."""
 
-    def __init__(self, width: int, k: int, *, bottleneck: bool, dilation: int, segment: Segments) -> None:
+    def __init__(
+        self, width: int, k: int, *, bottleneck: bool, dilation: int, segment: Segments, place: str
+    ) -> None:
         super().__init__()
-        self.segment = segment
+        self.segment, self.place = segment, place
         self.bottleneck = bottleneck
         if bottleneck:
             self.norm1 = BatchNorm(width)
@@ -34,52 +36,73 @@ class DenseUnit(nn.Module):
         self.conv2 = nn.Conv2d(width, k, 3, padding=dilation, dilation=dilation, bias=False)
 
     def forward(self, *features: Tensor) -> Tensor:
-        x = self.segment("cat1x1", self.cat1x1, *features)  # (B, 4k, h, w)
-        return self.segment("3x3", self.conv3x3, x)  # (B, k, h, w)
+        label = "nested" if self.segment.has("nested") else "cat1x1"
+        x = self.segment(label, self.cat1x1, *features, place=self.place)  # (B, 4k, h, w)
+        return self.segment("3x3", self.conv3x3, x, place=self.place)  # (B, k, h, w)
 
     def cat1x1(self, *features: Tensor) -> Tensor:
+        """F_in + i*k maps, in parts -> (B, 4k, h, w)."""
+        if self.bottleneck and self.segment.has("nested"):
+            return self.conv1(norm_relu_of_cat(self.norm1, features, self.segment))
         x = torch.cat(features, dim=1)  # (B, F_in + i*k, h, w)
-        return self.conv1(F.relu(self.norm1(x), inplace=True)) if self.bottleneck else x
+        return self.conv1(norm_relu(self.norm1, x)) if self.bottleneck else x
 
     def conv3x3(self, x: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.norm2(x), inplace=True))
+        return self.conv2(norm_relu(self.norm2, x))
 
 
 class DenseBlock(nn.ModuleDict):
     """Units that each see the block's input and the outputs of all units before them."""
 
-    def __init__(self, units: dict[str, DenseUnit], segment: Segments) -> None:
+    def __init__(self, units: dict[str, DenseUnit], segment: Segments, place: str) -> None:
         super().__init__(units)
-        self.segment = segment
+        self.segment, self.place = segment, place
 
-    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """(B, F_in, h, w) -> (B, F_in + (stop - start) * k, h, w), through the units start..stop-1 only."""
-        features = [x]
+    def forward(self, start: int, stop: int | None, *features: Tensor) -> tuple[Tensor, ...]:
+        """(B, F_in, h, w), in parts -> (B, F_in + (stop - start) * k, h, w), through the units start..stop-1.
+
+        In parts too if ``cat`` was chosen, otherwise the concatenation as the only part.
+        """
         for unit in list(self.values())[start:stop]:
-            features.append(self.segment("unit", unit, *features))
-        return torch.cat(features, dim=1)
+            features = (*features, self.segment("unit", unit, *features, place=self.place))
+        return features if self.segment.has("cat") else (torch.cat(features, dim=1),)
 
 
 class Transition(nn.Module):
-    """Transition-down layer (TD): BN-ReLU-1x1 to half of the maps, 2x2 average pooling unless dilated."""
+    """Transition-down layer (TD): BN-ReLU-1x1 to half of the maps, 2x2 average pooling unless dilated.
 
-    def __init__(self, width: int, *, pool: bool) -> None:
+    Args:
+        width: maps in.
+        pool: whether it pools.
+        pool_first: pool before the convolution. They commute: a quarter of the work, the same result up to
+            rounding. The paper's counts are with the convolution first.
+        segment: how its parts run.
+    """
+
+    def __init__(self, width: int, *, pool: bool, pool_first: bool, segment: Segments) -> None:
         super().__init__()
         self.norm = BatchNorm(width)
         self.conv = nn.Conv2d(width, width // 2, 1, bias=False)
-        self.pool = pool
+        self.pool, self.pool_first = pool, pool_first
+        self.segment = segment
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(F.relu(self.norm(x), inplace=True))
-        return F.avg_pool2d(x, 2) if self.pool else x
+    def forward(self, *features: Tensor) -> Tensor:
+        """Maps (B, F_out, h, w), in parts -> (B, F_out/2, h/2, w/2)."""
+        x = self.segment("nested", self.convolve, *features)
+        return F.avg_pool2d(x, 2) if self.pool and not self.pool_first else x
+
+    def convolve(self, *features: Tensor) -> Tensor:
+        x = norm_relu_of_cat(self.norm, features, self.segment)
+        return self.conv(F.avg_pool2d(x, 2) if self.pool and self.pool_first else x)
 
 
 class DenseNet(nn.Module):
     """DenseNet's convolutional part; parameters are named as under ``features.`` in torchvision's DenseNet.
 
-    ``forward(x)`` takes (B, 3, H, W) and returns the last map of each resolution, from fine to coarse: with
+    ``forward(x)`` takes (B, 3, H, W) and returns the last maps of each resolution, from fine to coarse: with
     split=(3,) the outputs of DB1, DB2, DB3a, DB3b and DB4 at H/4, H/8, H/16, H/32, H/64. ``channels`` and
-    ``strides`` describe them. Maps are taken before the transition's convolution.
+    ``strides`` describe them. Maps are taken before the transition's convolution. If ``recompute`` has
+    ``cat``, those of a block come as the tuple of tensors whose concatenation they are.
 
     Args:
         depth: 121, 161 or 169.
@@ -89,6 +112,7 @@ class DenseNet(nn.Module):
             (Section 6.2: (1, 1, 2, 4) for a map at H/8).
         stem_pool: whether the stem ends in a max-pool; without it every map is twice as large.
         stem_map: whether the stem's map at H/2, before the max-pool, is returned too.
+        pool_first: whether transition layers pool before their convolution, see `Transition`.
         paper_count: the backbone on which the paper's tables were counted, an inferred rule: units whose
             input is not wider than 4k maps have no 1x1 convolution (in a dilated network: units whose input
             is narrower than 4k). ImageNet weights do not fit it.
@@ -106,6 +130,7 @@ class DenseNet(nn.Module):
         dilations: tuple[int, int, int, int] = (1, 1, 1, 1),
         stem_pool: bool = True,
         stem_map: bool = False,
+        pool_first: bool = False,
         paper_count: bool = False,
         recompute: str | None = None,
     ) -> None:
@@ -127,6 +152,8 @@ class DenseNet(nn.Module):
         self.strides: list[int] = []
         no_bottleneck_to = 0 if not paper_count else 4 * k if max(dilations) == 1 else 4 * k - 1
 
+        self.segment.offer("cat", "", self)
+        self.segment.offer("stem", "", self)
         self.conv0 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.norm0 = BatchNorm(width)
         stride = 2
@@ -135,20 +162,31 @@ class DenseNet(nn.Module):
                 self._note_map(width, stride)
             stride *= 2
         for b in range(4):
+            place = str(b + 1)
             block: dict[str, DenseUnit] = {}
             for i in range(units[b]):
                 block[f"denselayer{i + 1}"] = DenseUnit(
-                    width, k, bottleneck=width > no_bottleneck_to, dilation=dilations[b], segment=self.segment
+                    width,
+                    k,
+                    bottleneck=width > no_bottleneck_to,
+                    dilation=dilations[b],
+                    segment=self.segment,
+                    place=place,
                 )
                 width += k
                 if b + 1 in split and i + 1 == units[b] // 2:
                     self._note_map(width, stride)
                     stride *= 2
-            self.add_module(f"denseblock{b + 1}", DenseBlock(block, self.segment))
+            dense_block = DenseBlock(block, self.segment, place)
+            self.add_module(f"denseblock{b + 1}", dense_block)
+            for label in ("cat1x1", "3x3", "unit", "block"):
+                self.segment.offer(label, place, dense_block)
             if b == 3:
                 break
             pool = dilations[b + 1] <= dilations[b]
-            self.add_module(f"transition{b + 1}", Transition(width, pool=pool))
+            transition = Transition(width, pool=pool, pool_first=pool_first, segment=self.segment)
+            self.add_module(f"transition{b + 1}", transition)
+            self.segment.offer("td", place, transition)
             if pool:
                 self._note_map(width, stride)
                 stride *= 2
@@ -159,30 +197,32 @@ class DenseNet(nn.Module):
         self.channels.append(channels)
         self.strides.append(stride)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor | tuple[Tensor, ...]]:
         maps = []
         x = self.segment("stem", self.stem, x)
         if self.stem_pool and self.stem_map:
             stem_map, x = x
-            maps.append(stem_map)  # (B, 64, H/2, W/2)
+            maps.append((stem_map,))  # (B, 64, H/2, W/2)
+        x = (x,)  # from here on in parts
         for b in range(1, 5):
             block = getattr(self, f"denseblock{b}")
             half = len(block) // 2 if b in self.split else 0
             if half:
-                x = self.segment("block", block, x, 0, half)
+                x = self.segment("block", block, 0, half, *x, place=str(b))
                 maps.append(x)  # DB3a: (B, 640, H/16, W/16)
-                x = F.avg_pool2d(x, 2)
-            x = self.segment("block", block, x, half)
+                x = tuple(F.avg_pool2d(part, 2) for part in x)
+            x = self.segment("block", block, half, None, *x, place=str(b))
             if b == 4:
                 break
             transition = getattr(self, f"transition{b}")
             if transition.pool:
                 maps.append(x)  # DB1: (B, 256, H/4, W/4), DB2: (B, 512, H/8, W/8), DB3: (B, 1024, ...)
-            x = self.segment("td", transition, x)
-        return [*maps, x]  # DB4: (B, 1024, H/32, W/32), half of that per split
+            x = (self.segment("td", transition, *x, place=str(b)),)
+        maps.append(x)  # DB4: (B, 1024, H/32, W/32), half of that per split
+        return [parts if len(parts) > 1 else parts[0] for parts in maps]
 
     def stem(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = F.relu(self.norm0(self.conv0(x)), inplace=True)  # (B, 64, H/2, W/2)
+        x = norm_relu(self.norm0, self.conv0(x))  # (B, 64, H/2, W/2)
         if not self.stem_pool:
             return x
         pooled = F.max_pool2d(x, 3, stride=2, padding=1)  # (B, 64, H/4, W/4)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BatchNorm, BNReLUConv
-from segkit.models.ladder_densenet import Ladder
+from segkit.models.blocks import BatchNorm, BNReLUConv, norm_relu
+from segkit.models.ladder_densenet import LADDER_LABELS, Ladder
 
 # per block: units, width of the residual path, maps that a unit appends to the dense path, bottleneck width
 BLOCKS = ((3, 64, 16, 128), (4, 128, 32, 256), (12, 256, 32, 512), (3, 512, 64, 1024))
@@ -58,7 +58,8 @@ class DPN68(nn.Module):
 
     def __init__(self, *, recompute: str | None = None) -> None:
         super().__init__()
-        self.segment = Segments(recompute, available=("block", "stem", "tu"))
+        self.segment = Segments(recompute, available=("stem", "block", *LADDER_LABELS))
+        self.segment.offer("stem", "", self)
         width = 10
         self.conv = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
         self.norm = BatchNorm(width)
@@ -71,18 +72,19 @@ class DPN68(nn.Module):
                 block.append(DualPathUnit(width, residual, growth, bottleneck, stride=stride, first=i == 0))
                 width = (residual + 2 * growth if i == 0 else width) + growth
             self.blocks.append(nn.Sequential(*block))
+            self.segment.offer("block", str(b + 1), self.blocks[-1])
             self.channels.append(width)  # 144, 320, 704, 832
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.segment("stem", self.stem, x)  # (B, 10, H/4, W/4)
         maps = []
-        for block in self.blocks:
-            x = self.segment("block", block, x)
+        for place, block in enumerate(self.blocks, start=1):
+            x = self.segment("block", block, x, place=str(place))
             maps.append(x)
         return maps
 
     def stem(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)), inplace=True)  # (B, 10, H/2, W/2)
+        x = norm_relu(self.norm, self.conv(x))  # (B, 10, H/2, W/2)
         return F.max_pool2d(x, 3, stride=2, padding=1)
 
 
@@ -97,7 +99,7 @@ def ladder_dpn68(
 
     Args:
         num_classes: maps of the logits.
-        recompute: segments to checkpoint, of ``block``, ``stem`` and ``tu``.
+        recompute: segments to checkpoint, of those of the ladder, and ``stem`` and ``block``.
         spp_grids: see `segkit.models.ladder_densenet.Ladder`, as is the next.
         spp_width: maps of the context-aware features C; 256 gives the table's parameter count (inferred).
     """

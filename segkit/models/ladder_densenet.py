@@ -12,8 +12,10 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BNReLUConv, check_images, initialize, upsample
+from segkit.models.blocks import BatchNorm, BNReLUConv, CatBNReLUConv, check_images, initialize, upsample
 from segkit.models.densenet import DenseNet
+
+LADDER_LABELS = ("tu", "skip", "blend", "spp", "nested")  # of segments that there are above any backbone
 
 
 class SpatialPyramid(nn.Module):
@@ -22,6 +24,7 @@ class SpatialPyramid(nn.Module):
     Args:
         channels: D, maps in.
         width: maps out.
+        segment: how its parts run; None: without recomputation.
         grids: rows of each grid. A grid has as many columns as make its cells square.
         square_cells: False gives every grid as many columns as rows, whatever the image's shape, as PSPNet
             has it.
@@ -36,6 +39,7 @@ class SpatialPyramid(nn.Module):
         channels: int,
         width: int,
         *,
+        segment: Segments | None = None,
         grids: tuple[int, ...] = (8, 4, 2, 1),
         square_cells: bool = True,
         projected: int = 512,
@@ -44,16 +48,16 @@ class SpatialPyramid(nn.Module):
         super().__init__()
         self.grids, self.square_cells = tuple(grids), square_cells
         self.level_channels = level
-        self.project = BNReLUConv(channels, projected, 1)
+        self.project = CatBNReLUConv(channels, projected, 1, segment=segment)
         self.levels = nn.ModuleList(BNReLUConv(projected, level, 1) for _ in grids)
         self.fuse = BNReLUConv(projected + len(grids) * level, width, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, D, h, w) -> C (B, width, h, w) and the levels before upsampling (B, 128, rows, columns).
+    def forward(self, *features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, D, h, w), in parts -> C (B, width, h, w), levels before upsampling (B, 128, rows, columns).
 
         A grid with more rows or columns than the map has is clamped to the map.
         """
-        x = self.project(x)  # (B, 512, h, w)
+        x = self.project(*features)  # (B, 512, h, w)
         height, width = x.shape[-2:]
         levels = []
         for rows, convolution in zip(self.grids, self.levels, strict=True):
@@ -69,13 +73,13 @@ class NoPyramid(nn.Module):
 
     grids = ()
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, segment: Segments | None = None) -> None:
         super().__init__()
-        self.project = BNReLUConv(channels, 512, 1)
+        self.project = CatBNReLUConv(channels, 512, 1, segment=segment)
         self.convolve = BNReLUConv(512, width, 3)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.convolve(self.project(x)), []
+    def forward(self, *features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.convolve(self.project(*features)), []
 
 
 class TransitionUp(nn.Module):
@@ -85,6 +89,8 @@ class TransitionUp(nn.Module):
         channels: maps of the coarse features.
         skip_channels: maps of the finer features.
         width: maps out.
+        segment: how its parts run; None: without recomputation.
+        place: its number, 1 for the coarsest.
         separable: depthwise separable 3x3 convolution instead of 1x1 reduction and 3x3 convolution (DWS,
             Table 10).
         residual: whether the upsampled input is added to the output: not in the paper, but needed for the
@@ -97,11 +103,14 @@ class TransitionUp(nn.Module):
         skip_channels: int,
         width: int,
         *,
+        segment: Segments | None = None,
+        place: str = "",
         separable: bool = False,
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.project = BNReLUConv(skip_channels, channels, 1)
+        self.segment, self.place = segment or Segments(), place
+        self.project = CatBNReLUConv(skip_channels, channels, 1, segment=segment)
         if separable:
             depthwise = BNReLUConv(channels, channels, 3, groups=channels)
             self.blend = nn.Sequential(depthwise, nn.Conv2d(channels, width, 1, bias=False))
@@ -112,10 +121,14 @@ class TransitionUp(nn.Module):
         self.residual = residual
         self.shortcut = BNReLUConv(channels, width, 1) if residual and channels != width else nn.Identity()
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, channels, h/2, w/2) and (B, skip_channels, h, w) -> (B, width, h, w), any h and w."""
-        x = upsample(x, skip.shape[-2:])
-        out = self.blend(x + self.project(skip))
+    def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
+        """(B, channels, h/2, w/2) and (B, skip_channels, h, w), in parts -> (B, width, h, w), any h and w."""
+        projected = self.segment("skip", self.project, *skip, place=self.place)
+        return self.segment("blend", self.blend_with, x, projected, place=self.place)
+
+    def blend_with(self, x: Tensor, projected: Tensor) -> Tensor:
+        x = upsample(x, projected.shape[-2:])
+        out = self.blend(x + projected)
         return out + self.shortcut(x) if self.residual else out
 
 
@@ -126,10 +139,12 @@ class Ladder(nn.Module):
     a side and returns a dict: ``"out"``, logits (B, num_classes, H, W); with ``auxiliary`` (in train mode
     unless told otherwise) also ``"aux"``, the logits of the auxiliary heads by name in forward order:
     ``"spp8"``, ... at the size of the SPP grid with that many rows, ``"level64"``, ... at the input of the
-    transition-up block at H/64.
+    transition-up block at H/64. With ``full_size=False``, ``"out"`` is left at H/4: a loss that upsamples a
+    piece at a time needs no more (`segkit.memory.chunked_cross_entropy`).
 
     Args:
-        backbone: returns a list of maps from fine to coarse; its lists ``channels`` and ``strides`` describe
+        backbone: returns a list of maps from fine to coarse, each a tensor or a tuple of the tensors whose
+            concatenation it is; its lists ``channels`` and ``strides`` describe
             them.
         num_classes: maps of the logits.
         upsample_to: subsampling of the logits before the last bilinear upsampling; the backbone's coarsest
@@ -178,13 +193,19 @@ class Ladder(nn.Module):
         self.segment: Segments = backbone.segment
         channels = (512 if spp == "pspnet" else 256) if spp_width is None else spp_width
         if spp == "square":
-            self.spp = SpatialPyramid(backbone.channels[-1], channels, grids=grids)
+            self.spp = SpatialPyramid(backbone.channels[-1], channels, segment=self.segment, grids=grids)
         elif spp == "pspnet":
             self.spp = SpatialPyramid(
-                backbone.channels[-1], channels, grids=grids, square_cells=False, level=256
+                backbone.channels[-1],
+                channels,
+                segment=self.segment,
+                grids=grids,
+                square_cells=False,
+                level=256,
             )
         else:
-            self.spp = NoPyramid(backbone.channels[-1], channels)
+            self.spp = NoPyramid(backbone.channels[-1], channels, segment=self.segment)
+        self.segment.offer("spp", "", self.spp)
         self.aux = nn.ModuleDict()
         for rows in self.spp.grids:
             self.aux[f"spp{rows}"] = BNReLUConv(self.spp.level_channels, num_classes, 1, bias=True)
@@ -196,30 +217,46 @@ class Ladder(nn.Module):
             width = 256 if i < len(rungs) - 3 else 128  # 128 in the last two, Figure 2
             self.aux[f"level{rungs[i][1]}"] = BNReLUConv(channels, num_classes, 1, bias=True)
             self.up.append(
-                TransitionUp(channels, skip_channels, width, separable=separable, residual=residual)
+                TransitionUp(
+                    channels,
+                    skip_channels,
+                    width,
+                    segment=self.segment,
+                    place=str(i + 1),
+                    separable=separable,
+                    residual=residual,
+                )
             )
+            for label in ("tu", "skip", "blend"):
+                self.segment.offer(label, str(i + 1), self.up[-1])
             channels = width
         self.logits = BNReLUConv(channels, num_classes, 1, bias=True)
+        self.segment.offer("tu", "logits", self.logits)
+        self.segment.offer("tu", "aux", self.aux)
+        self.segment.offer("nested", "", self)
+        self.segment.check_places()
 
         initialize(self)
         for head in (self.logits, *self.aux.values()):
             nn.init.xavier_normal_(head.conv.weight)
 
-    def forward(self, x: Tensor, *, auxiliary: bool | None = None) -> dict:
+    def forward(self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True) -> dict:
         check_images(x, self.minimum_size)
         auxiliary = self.training if auxiliary is None else auxiliary
         image_size = x.shape[-2:]
-        *skips, x = self.backbone(x)
-        x, pooled = self.spp(x)  # C: (B, 256, H/64, W/64)
+        *skips, x = (maps if isinstance(maps, tuple) else (maps,) for maps in self.backbone(x))
+        x, pooled = self.segment("spp", self.spp, *x)  # C: (B, 256, H/64, W/64)
         inputs = list(pooled)  # of the auxiliary heads
         for i, up in enumerate(self.up, start=1):
             inputs.append(x)
-            x = self.segment("tu", up, x, skips[-i])  # (B, 256 or 128, H/32, W/32), then H/16, H/8, H/4
-        out = self.segment("tu", self.logits, x)  # (B, num_classes, H/4, W/4)
-        result = {"out": upsample(out, image_size)}
+            x = self.segment("tu", up, x, *skips[-i], place=str(i))  # (B, 256 or 128, H/32, W/32), ..., H/4
+        out = self.segment("tu", self.logits, x, place="logits")  # (B, num_classes, H/4, W/4)
+        result = {"out": upsample(out, image_size) if full_size else out}
         if auxiliary:
             heads = zip(self.aux.items(), inputs, strict=True)
-            result["aux"] = {name: self.segment("tu", head, features) for (name, head), features in heads}
+            result["aux"] = {
+                name: self.segment("tu", head, features, place="aux") for (name, head), features in heads
+            }
         return result
 
     def load_imagenet(self) -> None:
@@ -276,15 +313,18 @@ def ladder_densenet(
     spp_width: int | None = None,
     separable: bool = False,
     residual: bool = False,
+    pool_first: bool = False,
+    inplace: bool = True,
     paper_count: bool = False,
 ) -> Ladder:
-    """LDN, DDN or LDDN: see `DenseNet` for split, dilations, stem_pool and paper_count, `Ladder` for the
-    rest.
+    """LDN, DDN or LDDN: see `DenseNet` for split, dilations, stem_pool, pool_first and paper_count, `Ladder`
+    for the rest.
 
     Args:
         depth: of the DenseNet: 121, 161 or 169.
         num_classes: maps of the logits.
         recompute: segments to checkpoint, see `segkit.memory.recompute`.
+        inplace: whether a ReLU writes over the batch norm's output; the same result either way.
     """
     backbone = DenseNet(
         depth,
@@ -292,10 +332,11 @@ def ladder_densenet(
         dilations=dilations,
         stem_pool=stem_pool,
         stem_map=upsample_to == 2,
+        pool_first=pool_first,
         paper_count=paper_count,
         recompute=recompute,
     )
-    return Ladder(
+    model = Ladder(
         backbone,
         num_classes=num_classes,
         upsample_to=upsample_to,
@@ -305,3 +346,7 @@ def ladder_densenet(
         separable=separable,
         residual=residual,
     )
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.relu_in_place = inplace
+    return model

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
 from segkit.models.blocks import BatchNorm
-from segkit.models.ladder_densenet import Ladder
+from segkit.models.ladder_densenet import LADDER_LABELS, Ladder
 
 
 class ResNet(nn.Module):
@@ -21,20 +21,23 @@ class ResNet(nn.Module):
     def __init__(self, depth: int, *, recompute: str | None = None) -> None:
         super().__init__()
         self.torchvision_name = f"resnet{depth}"
-        self.segment = Segments(recompute, available=("block", "stem", "tu"))
+        self.segment = Segments(recompute, available=("stem", "block", *LADDER_LABELS))
+        self.segment.offer("stem", "", self)
         network = torchvision.models.get_model(self.torchvision_name, weights=None, norm_layer=BatchNorm)
         self.conv1, self.bn1 = network.conv1, network.bn1
         self.relu, self.maxpool = network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
+        for place, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            self.segment.offer("block", str(place), layer)
         self.channels = [network.fc.in_features // divisor for divisor in (8, 4, 2, 1)]
         self.strides = [4, 8, 16, 32]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.segment("stem", self.stem, x)  # (B, 64, H/4, W/4)
         maps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.segment("block", layer, x)
+        for place, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            x = self.segment("block", layer, x, place=str(place))
             maps.append(x)  # (B, F_out, H/4, W/4), then twice the maps at half the resolution
         return maps
 
@@ -57,7 +60,7 @@ def ladder_resnet(
     Args:
         depth: 18, 50 or 101.
         num_classes: maps of the logits.
-        recompute: segments to checkpoint, of ``block``, ``stem`` and ``tu``.
+        recompute: segments to checkpoint, of those of the ladder, and ``stem`` and ``block``.
         spp_grids: see `segkit.models.ladder_densenet.Ladder`, as are the next two. Their defaults are those
             with which the tables' parameter counts come out (inferred).
         spp_width: maps of the context-aware features C.

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from segkit.memory.recompute import LABELS, Freeze, Segments
 from segkit.models import build
+from segkit.models.blocks import CatBNReLUConv
 
 PAPER = (
     "3x3",
@@ -118,6 +119,7 @@ UNITS = r"denselayer\d+\.conv1"
 BLOCKS = r"denselayer\d+\.conv(1|2)(?<!block1\.denselayer6\.conv2)(?<!block2\.denselayer12\.conv2)"
 BLOCKS += r"(?<!block3\.denselayer12\.conv2)(?<!block3\.denselayer24\.conv2)(?<!block4\.denselayer16\.conv2)"
 AROUND = r"conv0|transition\d\.conv|up\.\d\.project\.conv|up\.[012]\.blend\.0\.conv"  # stem, TD, TU
+SPP = r"spp\.(project|levels\.\d)\.conv"
 # Rows of Table 12: segments, convolutions run again, share of the plain step's memory kept after forward.
 ROWS = {
     "3x3": (None, 0.874),
@@ -126,6 +128,21 @@ ROWS = {
     "block,stem,td,tu": (f"({BLOCKS}|{AROUND})$", 0.080),
     "unit": (f"({UNITS})$", 0.338),
     "unit,stem,td,tu": (f"({UNITS}|{AROUND})$", 0.107),
+    # Beyond the paper. A TU whose parts are segments of their own keeps the projection and does not redo it.
+    "unit,stem,td,skip,blend": (
+        f"({UNITS}|conv0|transition\\d\\.conv|up\\.[012]\\.blend\\.0\\.conv)$",
+        0.146,
+    ),
+    "unit,stem,td,tu,spp,cat": (f"({UNITS}|{AROUND}|{SPP})$", 0.065),
+    "unit,stem,td,tu,spp,cat,nested": (
+        f"({UNITS}|{AROUND}|{SPP})$",
+        0.084,
+    ),  # 2 % are states of the CPU's RNG
+    "unit:1,3x3:2,block:4,td:1,tu:2,tu:logits": (
+        r"(denseblock1\.denselayer\d+\.conv1|denseblock4\.denselayer\d+\.conv(1|2)"
+        r"(?<!denselayer16\.conv2)|transition1\.conv|up\.1\.project\.conv|up\.1\.blend\.0\.conv)$",
+        0.598,
+    ),
 }
 
 
@@ -147,6 +164,10 @@ def test_papers_rows_are_bit_equal_and_lean(reference, recompute):
         ("ladder-dpn68-32-4", "block,stem,tu"),
         ("ldn121-32-2", "unit,stem,td,tu"),
         ("lddn121-8-4", "unit,stem,td,tu"),
+        ("ladder-resnet18-32-4", "block:1,block:4,spp,skip,blend,nested"),
+        ("ldn121-32-2", "unit,stem,td,tu,spp,cat,nested"),
+        ("ldn121-64-4-nospp", "block,stem,td,tu,spp,cat,nested"),
+        ("ldn121-64-4-pspnet-spp", "cat,nested"),
     ],
 )
 def test_other_networks_are_bit_equal(name, recompute):
@@ -279,10 +300,51 @@ def test_compiles_to_one_graph(toy):
     assert_bit_equal(found, expected)
 
 
+class Mix(nn.Module):
+    """A BN-ReLU-1x1 on a concatenation of two maps."""
+
+    def __init__(self, recompute=None):
+        super().__init__()
+        self.segment = Segments(recompute)
+        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 10, 3, padding=1)
+        self.mix = CatBNReLUConv(16, 4, 1, segment=self.segment)
+
+    def forward(self, x):
+        return {"out": self.segment("tu", self.mix, self.left(x), self.right(x)), "aux": {}}
+
+
+@pytest.mark.parametrize("recompute", ["nested", "nested,tu"])
+@pytest.mark.parametrize("way", ["eager", "compiled", "autocast"])
+def test_quarters_in_all_ways(recompute, way):
+    torch.manual_seed(0)
+    plain, other = Mix(), Mix(recompute)
+    other.load_state_dict(plain.state_dict())
+    run = torch.compile(other, backend="aot_eager", fullgraph=True) if way == "compiled" else other
+    x = torch.randn(2, 3, 8, 8)
+    results = []
+    for model, forward in ((plain, plain), (other, run)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            loss = forward(x)["out"].float().square().mean()
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}, model.state_dict()))
+    assert_bit_equal(*reversed(results))
+    assert other.mix.norm.num_batches_tracked == 1
+
+
+def test_quarters_with_cumulative_averages():
+    torch.manual_seed(0)
+    plain, other = Mix(), Mix("nested,tu")
+    plain.mix.norm.momentum = other.mix.norm.momentum = None
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(2):
+        assert_bit_equal(step(other, x), step(plain, x))
+
+
 @pytest.mark.parametrize("text", [None, "", " ", "unit,stem,td,tu", " unit , stem ", "cat1x1,3x3"])
 def test_labels_are_parsed(text):
     expected = {label.strip() for label in (text or "").split(",")} - {""}
-    assert Segments(text).labels == expected <= set(LABELS)
+    assert Segments(text).chosen == expected <= set(LABELS)
 
 
 @pytest.mark.parametrize(
@@ -298,11 +360,60 @@ def test_labels_are_parsed(text):
         ("3x3,block", "covers '3x3' twice: a 'block' segment"),
         ("block,unit", "covers 'unit' twice"),
         ("td,tu,td", "'td' occurs twice"),
+        ("unit:1,unit:2,unit:1", "'unit:1' occurs twice"),
+        ("unit:1,unit", "covers 'unit' twice"),
+        ("unit:1,cat1x1", "covers 'cat1x1' twice"),
+        ("block,cat1x1:3", "covers 'cat1x1' twice"),
+        ("tu:2,skip:2", "covers 'skip' twice: a 'tu' segment"),
     ],
 )
 def test_wrong_labels(text, message):
     with pytest.raises(ValueError, match=message):
         Segments(text)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "message"),
+    [
+        ("unit:5", "No 'unit:5' in this network: unit has 1, 2, 3, 4."),
+        ("unit:", "No place after 'unit:'; write 'unit', or a place such as unit:1."),
+        ("tu:4", "No 'tu:4' in this network: tu has 1, 2, 3, logits, aux."),
+        ("stem:1", "No 'stem:1' in this network: stem takes no place."),
+        ("nested:1", "No 'nested:1' in this network: nested takes no place."),
+    ],
+)
+def test_wrong_places(recompute, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("ldn121-32-4", device="meta", recompute=recompute)
+
+
+def test_the_same_label_in_different_places():
+    assert Segments("unit:1,cat1x1:2,3x3:2,unit:3").chosen == {"unit:1", "cat1x1:2", "3x3:2", "unit:3"}
+    segments = Segments("unit:1,td")
+    assert segments.has("unit", "1") and not segments.has("unit", "2") and not segments.has("unit")
+    assert segments.has("td", "7") and segments.has("td")
+
+
+def test_pooling_first_gives_the_same_up_to_rounding():
+    torch.manual_seed(0)
+    plain = build("ldn121-32-4", num_classes=3).double()
+    other = build(
+        "ldn121-32-4", num_classes=3, pool_first=True, recompute="unit,stem,td,tu,cat,nested"
+    ).double()
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    expected, found = step(plain, x), step(other, x)
+    for kind in (1, 2):
+        for key, value in expected[kind].items():
+            assert torch.allclose(found[kind][key].double(), value.double(), rtol=1e-6, atol=1e-9), key
+
+
+def test_relu_out_of_place_gives_the_same():
+    torch.manual_seed(0)
+    plain = build("ldn121-32-4", num_classes=3)
+    other = twin(plain, "ldn121-32-4", None, inplace=False)
+    x = torch.randn(2, 3, 64, 96)
+    assert_bit_equal(step(other, x), step(plain, x))
 
 
 def test_labels_must_be_text():
@@ -312,7 +423,7 @@ def test_labels_must_be_text():
 
 @pytest.mark.parametrize("name", ["ladder-resnet18-32-4", "ladder-dpn68-32-4"])
 def test_networks_without_dense_units_say_what_they_have(name):
-    with pytest.raises(ValueError, match=r"'unit' in this network\. .*It has block, stem, tu"):
+    with pytest.raises(ValueError, match=r"'unit' in this network\. It has stem, block, tu, skip"):
         build(name, device="meta", recompute="unit,stem,td,tu")
 
 
