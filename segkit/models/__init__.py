@@ -1,17 +1,24 @@
 """All networks of the kit, by name: ``build("ldn121-64-4")``."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segkit.models.dpn import ladder_dpn68
 from segkit.models.ladder_densenet import ladder_densenet
+from segkit.models.peers.enet import ENet
+from segkit.models.peers.erfnet import ERFNet
+from segkit.models.peers.espnet import ESPNet
+from segkit.models.peers.pspnet import PSPNet
+from segkit.models.peers.segnet import SegNet
 from segkit.models.resnet import ladder_resnet
+from segkit.models.vnet import VNet
 
 __all__ = ["MODELS", "build"]
 
@@ -47,7 +54,19 @@ _LDN: dict[str, Callable[..., nn.Module]] = {
     "ldn121-64-4-dws": partial(ladder_densenet, 121, split=(3,), separable=True),
 }
 
-MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN}
+# VNet: "VNet: A Versatile Network for Efficient Real-Time Semantic Segmentation"; its Tables 2 and 3.
+_VNET: dict[str, Callable[..., nn.Module]] = {
+    "vnet": VNet,  # 0.16 M, the tables' size
+    "vnet-018": partial(VNet, widths=(8, 64, 128)),  # 0.18 M, the size that Section IV-B gives
+    "enet": ENet,
+    "espnet": ESPNet,
+    "erfnet": ERFNet,
+    "segnet": SegNet,
+    "pspnet-r50": partial(PSPNet, 50),
+    "pspnet-r101": partial(PSPNet, 101),
+}
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN, **_VNET}
 
 
 def build(
@@ -93,13 +112,31 @@ def build(
             raise ValueError(
                 f"{name} has no option {option!r}.{_near(option, known)} It has {', '.join(sorted(known))}."
             )
-    with torch.device(device) if device is not None else nullcontext():
+    with _where(device):
         model = MODELS[name](num_classes=num_classes, recompute=recompute, **options)
     if dtype is not None:
         model = model.to(dtype=dtype)
     if weights == "imagenet":
         model.load_imagenet()
     return model
+
+
+@contextmanager
+def _where(device: torch.device | str | None) -> Iterator[None]:
+    """Makes new tensors on a device; on the meta device without drawing weights, which it cannot hold."""
+    with torch.device(device) if device is not None else nullcontext():
+        meta = torch.get_default_device().type == "meta"
+        with _Undrawn() if meta else nullcontext():
+            yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out what fills tensors with random numbers: half of the time that building on meta takes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _near(word: str, words) -> str:

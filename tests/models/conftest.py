@@ -19,6 +19,11 @@ ONE_PER_CODE_PATH = (
     "lddn121-8-4",  # dilated, residual
     "ladder-resnet18-32-4",
     "ladder-dpn68-32-4",
+    "vnet",
+    "enet",
+    "espnet",
+    "erfnet",
+    "segnet",
 )
 
 

@@ -9,7 +9,7 @@ from segkit.models import MODELS, build
 
 ALL_MODELS = os.environ.get("SEGKIT_ALL_MODELS") == "1"
 
-# of the auxiliary heads, in forward order
+# of the auxiliary heads, in forward order; "": the network has none
 AUXILIARY = {
     "dn121-32": "spp8 spp4 spp2 spp1",
     "ldn121-64-4": "spp8 spp4 spp2 spp1 level64 level32 level16 level8",
@@ -24,12 +24,29 @@ AUXILIARY = {
     "lddn121-8-4": "spp8 spp4 spp2 spp1 level8",
     "lddn121-16-4": "spp8 spp4 spp2 spp1 level16 level8",
     "ladder-resnet18-32-4": "spp8 spp4 spp2 spp1 level32 level16 level8",
+    "vnet": "",
+    "vnet-018": "",
+    "enet": "",
+    "espnet": "",
+    "erfnet": "encoder",
+    "segnet": "",
+    "pspnet-r50": "res4",
+    "pspnet-r101": "res4",
 }
 
 
+def one_of_each_kind(*names):
+    """Parametrize over these models; with --all-models over all."""
+    return pytest.mark.parametrize("name", sorted(MODELS) if ALL_MODELS else names)
+
+
 def odd_size(model):
-    """A small (H, W) that nothing divides, wide enough for more than one cell in the coarsest SPP grid."""
-    return model.minimum_size + 1, 2 * model.minimum_size + 5
+    """A small (H, W) that nothing divides but what the network demands to divide it.
+
+    It is wide enough for more than one cell in the coarsest SPP grid.
+    """
+    divisor = getattr(model, "size_divisor", 1)
+    return model.minimum_size + divisor, 2 * model.minimum_size + 5 * divisor
 
 
 def test_names_are_the_documented_ones():
@@ -42,14 +59,18 @@ def test_names_are_the_documented_ones():
         "ddn121-8",
         "lddn121-8-4",
         "lddn121-16-4",
+        *("vnet", "vnet-018", "enet", "espnet", "erfnet", "segnet", "pspnet-r50", "pspnet-r101"),
     }
     assert documented <= set(MODELS)
 
 
 def check_shapes(name, output, batch, num_classes, size):
     height, width = size
-    assert list(output) == ["out", "aux"]
     assert output["out"].shape == (batch, num_classes, height, width)
+    if AUXILIARY.get(name) == "":
+        assert list(output) == ["out"]
+        return
+    assert list(output) == ["out", "aux"]
     if name in AUXILIARY:
         assert list(output["aux"]) == AUXILIARY[name].split()
     for head, logits in output["aux"].items():
@@ -89,7 +110,7 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
     out = model(torch.randn(2, 3, *size))
     check_shapes(small_name, out, 2, 5, size)
     assert out["out"].isfinite().all()
-    loss = sum(logits.square().mean() for logits in (out["out"], *out["aux"].values()))
+    loss = sum(logits.square().mean() for logits in (out["out"], *out.get("aux", {}).values()))
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f"no gradient for {name}"
@@ -97,9 +118,10 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
         assert parameter.grad.any(), f"gradient of {name} is zero"
 
 
-def test_state_dict_round_trip():
+@one_of_each_kind("ldn121-64-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50")
+def test_state_dict_round_trip(name):
     torch.manual_seed(0)
-    model, other = build("ldn121-64-4", num_classes=3).eval(), build("ldn121-64-4", num_classes=3).eval()
+    model, other = build(name, num_classes=5).eval(), build(name, num_classes=5).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert not torch.equal(model(x)["out"], other(x)["out"])
@@ -108,16 +130,24 @@ def test_state_dict_round_trip():
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "recompute"),
     [
-        "ladder-resnet18-32-4",
-        pytest.param("ldn121-64-4", marks=pytest.mark.skipif(not ALL_MODELS, reason="with --all-models")),
+        ("ladder-resnet18-32-4", "block,stem,tu"),
+        ("vnet", None),
+        ("enet", "unit"),
+        ("espnet", "unit"),
+        ("erfnet", "unit,stem,td,tu"),
+        ("segnet", "block,tu"),
+        *(
+            pytest.param(*more, marks=pytest.mark.skipif(not ALL_MODELS, reason="with --all-models"))
+            for more in (("ldn121-64-4", "block,stem,tu"), ("pspnet-r50", "block,stem,tu"))
+        ),
     ],
 )
-def test_exports(name):
+def test_exports(name, recompute):
     torch.manual_seed(0)
-    model = build(name, num_classes=3, recompute="block,stem,tu").eval()
-    x = torch.randn(1, 3, 65, 97)
+    model = build(name, num_classes=5, recompute=recompute).eval()
+    x = torch.randn(1, 3, *((64, 96) if hasattr(model, "size_divisor") else (65, 97)))
     with torch.no_grad():
         program = torch.export.export(model, (x,))
         assert torch.allclose(program.module()(x)["out"], model(x)["out"], atol=1e-5)
