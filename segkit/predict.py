@@ -83,7 +83,8 @@ def segment(model: nn.Module, image: Image.Image, *, multi_scale: bool = False) 
     """Labels each pixel of an RGB image: int64 (H, W) on the CPU.
 
     The image is resized as the model's training images were. One that is then smaller than the model can
-    take is enlarged until it is not; the labels have the image's own size in any case.
+    take is enlarged until it is not, and one whose sides the model cannot divide is padded (see
+    `segkit.evaluation.inference.predict`); the labels have the image's own size in any case.
     """
     device = next(model.parameters()).device
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)

@@ -36,7 +36,8 @@ def _two_numbers(text: str) -> tuple[float, float]:
 
 def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
     """An option for each field of a recipe; ``shown`` gives the defaults that the help prints."""
-    group = parser.add_argument_group("the recipe", f"defaults are those of {shown.name}")
+    said = f"defaults are those of {shown.name}; Sec., Fig. and Table are the Ladder-DenseNet paper's"
+    group = parser.add_argument_group("the recipe", said)
     kinds = get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
         if field.name == "name":

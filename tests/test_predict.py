@@ -150,6 +150,21 @@ def test_any_size_even_under_what_the_model_takes(checkpoint, tmp_path, size, ex
     assert (labels == 2).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (9, 14), (37, 23)])
+def test_any_size_for_a_model_that_takes_multiples_only(size):
+    model = Nearest(3)
+    model.image_mean, model.image_std, model.image_resolution = (0.0,) * 3, (1.0,) * 3, 1.0
+    model.size_divisor = 8
+    for multi_scale in (False, True):
+        labels = predict.segment(
+            model, Image.new("RGB", size[::-1], SPACE.palette[2]), multi_scale=multi_scale
+        )
+        assert labels.shape == size
+        assert (labels == 2).all()
+    assert all(height % 8 == width % 8 == 0 for height, width in model.sizes)
+    assert len(model.sizes) == 11
+
+
 def test_images_are_resized_as_the_training_images_were():
     model = Nearest(3)
     model.image_mean, model.image_std, model.image_resolution = (0.0,) * 3, (1.0,) * 3, 0.5

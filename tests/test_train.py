@@ -79,6 +79,7 @@ def test_a_whole_run_stopped_and_resumed(command, tmp_path, capsys):
             "ldn121-64-",
         ),
         (["ldn_streets", "--device", "gpu"], "no device is called 'gpu'"),
+        (["ldn_streets", "--schedule", "linear"], "schedule is 'cosine' or 'poly', not 'linear'"),
         (
             [
                 "ldn_streets",
@@ -151,6 +152,26 @@ def test_an_unfinished_run_is_safe(command, capsys):
     assert command("--epochs", "3", "--max-minutes", "0", "--overwrite") == 0
 
 
+def test_memory_is_spared_and_changed_on_the_way(command, tmp_path, capsys):
+    def losses():
+        lines = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if line["kind"] == "step"]
+
+    assert command("--epochs", "1") == 0
+    plain = losses()
+    assert command("--epochs", "1", "--recompute", "stem,block,tu", "--max-minutes", "0") == 0
+    assert len(losses()) < len(plain)
+    assert command("--epochs", "1", "--recompute", "spp", "--chunked-loss", "--resume") == 0
+    assert losses() == pytest.approx(plain, rel=1e-5)
+    recorded = json.loads((tmp_path / "run" / "settings.json").read_text())["recipe"]
+    assert (recorded["recompute"], recorded["chunked_loss"]) == ("stem,block,tu", False)  # as it began
+    capsys.readouterr()
+    assert command("--epochs", "1", "--recompute", "unit") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: No segments labelled 'unit' in this network.")
+    assert error.count("\n") == 1
+
+
 def parsed(*words):
     """The recipe that a command line means."""
     args = train._parser(recipe(words[0])).parse_args(words)
@@ -167,6 +188,9 @@ def test_options_become_fields():
     assert made.dataset_options == {"size": (64, 128), "train": 8, "val": 16}
     assert made.model_options == {"spp_grids": (4, 2, 1), "paper_count": True}
     assert parsed("ldn_camvid", "--val-split", "").val_split == ""
+    made = parsed("vnet_streets", "--recompute", "unit,stem,td,tu", "--chunked-loss", "--schedule", "cosine")
+    assert (made.recompute, made.chunked_loss) == ("unit,stem,td,tu", True)
+    assert (made.schedule, made.optimizer) == ("cosine", "adam")
     made = parsed("ldn_streets", "--dataset", "cityscapes", "--dataset-options", "num_classes=20")
     assert made.dataset_options == {"num_classes": 20}
     for name in RECIPES:

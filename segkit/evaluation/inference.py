@@ -128,6 +128,10 @@ def predict(
     brought back to the input size (bilinear), and the results are averaged with equal weights, as for "MS"
     in Sec. 6.1 of Ladder-DenseNet.
 
+    A model that takes some sizes only has an attribute `size_divisor`, a side's divisor. Its images are then
+    padded at the right and the bottom with the mean pixel, as crops are in training, and the logits there are
+    dropped: no pixel of the image is resampled for it.
+
     Args:
         model: takes float (B, 3, h, w), returns a dict with logits "out" of the same size. It runs in eval
             mode and is left in the mode it was in.
@@ -158,7 +162,7 @@ def predict(
             if scaled_size != list(size):
                 scaled = F.interpolate(images, scaled_size, mode="bilinear", antialias=True)
             for mirrored in (False, True) if flip else (False,):
-                logits = model(scaled.flip(-1) if mirrored else scaled)["out"]  # (B, C, scale*H, scale*W)
+                logits = _logits(model, scaled.flip(-1) if mirrored else scaled)  # (B, C, scale*H, scale*W)
                 probabilities = logits.float().softmax(1)
                 if mirrored:
                     probabilities = probabilities.flip(-1)
@@ -166,6 +170,16 @@ def predict(
                     probabilities = F.interpolate(probabilities, size, mode="bilinear")
                 total = probabilities if total is None else total.add_(probabilities)
     return total / (len(scales) * (2 if flip else 1))  # (B, C, H, W)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's logits (B, C, h, w) for images (B, 3, h, w), padded where it wants multiples."""
+    height, width = images.shape[-2:]
+    divisor = getattr(model, "size_divisor", 1)
+    below, right = -height % divisor, -width % divisor
+    if below or right:
+        images = F.pad(images, (0, right, 0, below))  # normalized: the mean pixel is 0
+    return model(images)["out"][..., :height, :width]
 
 
 def evaluate(

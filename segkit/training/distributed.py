@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segkit.memory.recompute import Segments
+
 
 @dataclass(frozen=True)
 class World:
@@ -141,7 +143,21 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
 
 
 def synchronize_batchnorm(model: nn.Module, world: World) -> nn.Module:
-    """Batch statistics over all processes, on GPUs (SyncBatchNorm needs them); else the model as it is."""
-    if world.size > 1 and world.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    """Batch statistics over all processes, on GPUs (SyncBatchNorm needs them); else the model as it is.
+
+    Raises:
+        ValueError: if the model has norms that run in parts (label ``nested``), which SyncBatchNorm cannot.
+    """
+    if world.size == 1 or world.device.type != "cuda":
+        return model
+    if isinstance(getattr(model, "segment", None), Segments) and model.segment.has("nested"):
+        raise ValueError(
+            "recompute has nested, which normalizes some of the maps at a time; batch norm over several GPUs "
+            "cannot: leave out nested, or train on one GPU"
+        )
+    # SyncBatchNorm is torch's own class: what the kit's batch norm knows beyond torch's must be carried over.
+    in_place = {name: m.relu_in_place for name, m in model.named_modules() if hasattr(m, "relu_in_place")}
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, value in in_place.items():
+        model.get_submodule(name).relu_in_place = value
     return model

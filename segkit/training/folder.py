@@ -9,6 +9,7 @@ from typing import Any
 
 import segkit
 from segkit.training import state
+from segkit.training.recipes import MEMORY, Recipe
 
 SETTINGS, LOG, FINAL, RESULT = "settings.json", "log.jsonl", "final.pt", "result.json"
 PREVIOUS = "previous"  # the subfolder that a finished run moves to
@@ -23,20 +24,30 @@ def runs_root() -> Path:
 
 
 def default_folder(settings: dict[str, Any]) -> Path:
-    """runs/NAME-HASH, one folder for each recipe and settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """runs/NAME-HASH, one folder for each recipe and settings, whatever memory the run shall spare."""
+    deciding = settings | {"recipe": _deciding(settings["recipe"])}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return runs_root() / f"{settings['recipe']['name']}-{digest[:8]}"
 
 
-def differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, as "field: here A, there B"."""
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key not in MEMORY}
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The settings that differ, as "field: here A, there B".
+
+    The fields of a recipe that only trade time for memory may differ. A field that one of the recipes lacks
+    is newer than its run, which did what is the field's default today.
+    """
     found = []
     for key in sorted(mine.keys() | theirs.keys()):
         here, there = mine.get(key), theirs.get(key)
         if key == "recipe" and isinstance(here, dict) and isinstance(there, dict):
-            found += differences(here, there, prefix)
+            default = Recipe().settings()
+            found += differences(_deciding(default | here), _deciding(default | there))
         elif here != there:
-            found.append(f"{prefix}{key}: here {here!r}, there {there!r}")
+            found.append(f"{key}: here {here!r}, there {there!r}")
     return found
 
 
@@ -101,7 +112,7 @@ def check_resume(folder: Path, settings: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: if there is no run; the recipe's other runs are named.
-        ValueError: if its settings differ, naming each field that does.
+        ValueError: if its settings differ, naming each field that does; see :func:`differences`.
     """
     if not (folder / SETTINGS).is_file():
         others = sorted(runs_root().glob(f"{settings['recipe']['name']}-*/{SETTINGS}"))

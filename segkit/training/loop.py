@@ -54,7 +54,8 @@ def train(
     Args:
         recipe: what to train on what, and how.
         model: your own model instead of the recipe's; it returns a dict with ``"out"`` and perhaps ``"aux"``,
-            and may take a keyword ``auxiliary``. Its batch norm keeps its own momentum.
+            and may take a keyword ``auxiliary``, and for a chunked loss ``full_size``. Its batch norm keeps
+            its own momentum.
         train_set: your own training set instead of the recipe's: items as those of :func:`segkit.data.load`,
             and the attributes ``.space`` (a LabelSpace), ``.split`` and ``.names``.
         val_set: your own set of that kind, for the measurements on the way and at the end.
@@ -62,7 +63,8 @@ def train(
         out_dir: the run's folder; None for runs/RECIPE-HASH, one for each recipe and settings.
         device: "cpu", "cuda", "cuda:1"; None for a GPU where there is one. With several processes "cuda"
             gives each its own GPU.
-        resume: go on from the last checkpoint in the folder.
+        resume: go on from the last checkpoint in the folder. The recipe's ``recompute`` and ``chunked_loss``
+            may have changed.
         overwrite: delete an unfinished run in the folder.
         max_minutes: stop at a checkpoint after this time; resume goes on.
         limit_train: use the first so many training images; None or 0 for all.
@@ -105,6 +107,7 @@ def train(
         torch.manual_seed(recipe.seed)
         model = setup.prepare_model(recipe, model, train_set.space.num_classes, world)
         optimizer = setup.make_optimizer(model, recipe)
+        options = setup.forward_options(model, recipe)
         if world.main:
             setup.warn_of_large_crop(recipe, train_set)
             if verify and not resume:
@@ -115,18 +118,18 @@ def train(
         ongoing = OngoingRun(
             where, settings, described, model, optimizer, world, amp=amp, resume=resume, overwrite=overwrite
         )
-        options = setup.quiet_options(model, recipe)
         parallel = world.wrap(model, all_used=recipe.aux_weight > 0)
         began = saved = time.monotonic()
 
         at = ongoing.begin
         for epoch in range(at.epoch, recipe.epochs):
-            rate = setup.set_rate(optimizer, recipe, epoch)
             model.train()
             waiting: list[tuple[dict[str, Tensor], list[str]]] = []  # losses that are still on the device
+            rates: list[float] = []  # of the same steps
             epoch_began = clock = time.monotonic()
             bar = progress if world.main else False
             for batch in _shown(batches.epoch(epoch, start=at.batch), epoch, recipe, bar):
+                rates.append(setup.set_rate(optimizer, recipe, epoch, at.batch, len(batches)))
                 losses = _step(parallel, optimizer, batch, recipe, world.device, amp, options)
                 waiting.append((losses, batch["name"]))
                 at = Position(epoch, at.batch + 1, at.step + 1)
@@ -136,12 +139,12 @@ def train(
                     continue
 
                 seconds = (time.monotonic() - clock) / len(waiting)
-                for step, loss, parts in _fetch(waiting, at.step, ongoing):
+                for rate, (step, loss, parts) in zip(rates, _fetch(waiting, at.step, ongoing), strict=True):
                     entry = {"epoch": epoch, "step": step, "loss": loss, "parts": parts, "lr": rate}
                     entry = ongoing.log.write("step", **entry, seconds=seconds)
                     if on_step and world.main:
                         on_step(entry)
-                waiting = []
+                waiting, rates = [], []
                 late, due = world.agree(_past(began, max_minutes), _past(saved, checkpoint_minutes))
                 if (late or due or save_now) and not last:
                     ongoing.save(at, batch["name"])
@@ -211,7 +214,9 @@ def _step(
     with _fastest_convolutions(device.type == "cuda"):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             output = model(images, **options)
-        loss, parts = segmentation_loss(output, labels, aux_weight=recipe.aux_weight)
+        loss, parts = segmentation_loss(
+            output, labels, aux_weight=recipe.aux_weight, chunked=recipe.chunked_loss
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
     optimizer.step()

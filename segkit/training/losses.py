@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkit.memory.chunked import chunked_cross_entropy
+
 Size = tuple[int, int]
 
 MIN_LABELED = 0.5  # a window that is ignored by half or more says too little (chosen: the paper is silent)
@@ -140,6 +142,7 @@ def segmentation_loss(
     *,
     aux_weight: float = 0.4,
     ignore_index: int = 255,
+    chunked: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss of Sec. 6.1: 0.6 times the main loss plus 0.4 times the mean of the auxiliary ones.
 
@@ -149,6 +152,8 @@ def segmentation_loss(
         labels: classes, int64 (B, H, W).
         aux_weight: weight of the auxiliary mean; the main loss has the rest of 1.
         ignore_index: the label of pixels that count for nothing.
+        chunked: upsample ``"out"`` to the labels' size and compare it an image at a time, see
+            `segkit.memory.chunked_cross_entropy`.
 
     Returns:
         The total, a scalar, and its parts before weighting: ``"main"`` and one per auxiliary output,
@@ -159,11 +164,14 @@ def segmentation_loss(
     """
     logits = output["out"]
     _check_labels(labels, logits.shape[1], ignore_index)
-    if labels.shape != logits[:, 0].shape:
+    if chunked:
+        main = chunked_cross_entropy(logits, labels, ignore_index=ignore_index)
+    elif labels.shape != logits[:, 0].shape:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
-    # The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN.
-    main = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
-    main = main / (labels != ignore_index).sum().clamp(min=1)
+    else:
+        # The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN.
+        main = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+        main = main / (labels != ignore_index).sum().clamp(min=1)
     parts = {"main": main}
 
     auxiliary = output.get("aux") or {}

@@ -1,14 +1,14 @@
 """Recipes: everything that decides a training run, as plain literals.
 
 The default of each field is what the Ladder-DenseNet paper does on full Cityscapes (Sec. 6.1 unless another
-place is named); "chosen" marks what the paper leaves open. Not fields, and chosen too: images are
-normalized with ImageNet's mean and deviation on every data set; rescaling is bilinear with antialiasing for
-images and takes the nearest pixel ("nearest-exact") for labels; crops are padded with ImageNet's mean pixel
-and ignored labels; the rest of an epoch that does not fill a batch is filled up from the epoch's beginning,
-so that each image is seen at least once; the auxiliary loss leaves out windows of which half or more is
-ignored; no warm-up; new convolutions start from Kaiming's normal distribution, those that predict classes
-from Xavier's; batch norm has an epsilon of 1e-5; its exact averages are taken over one more epoch of
-augmented crops.
+place is named); "chosen" marks what the paper leaves open. The recipes of other papers say which sections
+they are from. Not fields, and chosen too: images are normalized with ImageNet's mean and deviation on every
+data set; rescaling is bilinear with antialiasing for images and takes the nearest pixel ("nearest-exact") for
+labels; crops are padded with ImageNet's mean pixel and ignored labels; the rest of an epoch that does not
+fill a batch is filled up from the epoch's beginning, so that each image is seen at least once; the auxiliary
+loss leaves out windows of which half or more is ignored; no warm-up; new convolutions start from Kaiming's
+normal distribution, those that predict classes from Xavier's; batch norm has an epsilon of 1e-5; its exact
+averages are taken over one more epoch of augmented crops.
 """
 
 # ruff: noqa: RUF009  (each default is made by a function that keeps the reason for it)
@@ -47,6 +47,16 @@ class Recipe:
         "of the running averages; chosen: the paper is silent (its release: 0.05). Not for your own model",
     )
 
+    # The memory it takes. Neither changes what is learned, so a run may be resumed with others: see MEMORY
+    recompute: str = _because(
+        "", "segments to checkpoint, such as unit,stem,td,tu; slower; Sec. 5. Not for your own model"
+    )
+    chunked_loss: bool = _because(
+        False,
+        "the main loss an image at a time, where the model can leave its logits small; slower; chosen: it is "
+        "not in the paper",
+    )
+
     # The data
     dataset: str = _because("cityscapes", "a name of segkit.data; Sec. 6.2")
     dataset_options: dict[str, Any] = _because({}, "further keywords of segkit.data.load")
@@ -73,10 +83,15 @@ class Recipe:
         0.4, "of the mean auxiliary loss, the main one has the rest; Sec. 6.1. 0: none"
     )
 
-    # The optimizer: AMSGrad (Sec. 6.1)
+    # The optimizer
+    optimizer: str = _because("amsgrad", "amsgrad or adam; Sec. 6.1")
     epochs: int = _because(300, "passes over the training set; Sec. 6.1")
-    learning_rate: float = _because(4e-4, "initial rate, lowered after each epoch by a cosine; Sec. 6.1")
-    min_learning_rate: float = _because(0.0, "what the cosine falls to; chosen: the paper is silent")
+    learning_rate: float = _because(4e-4, "initial rate; Sec. 6.1")
+    schedule: str = _because(
+        "cosine", "how the rate falls: cosine, after each epoch, or poly, after each step; Sec. 6.1"
+    )
+    poly_power: float = _because(0.9, "of poly: (1 - step / steps) ** power; chosen: as VNet's paper has it")
+    min_learning_rate: float = _because(0.0, "what the rate falls to; chosen: the paper is silent")
     pretrained_lr_divisor: float = _because(4.0, "pre-trained parameters learn slower by this; Sec. 6.1")
     betas: tuple[float, float] = _because((0.9, 0.999), "of Adam; chosen: the paper is silent, Adam's own")
     eps: float = _because(1e-8, "of Adam; chosen: the paper is silent, Adam's own")
@@ -103,6 +118,12 @@ class Recipe:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
+MEMORY = ("recompute", "chunked_loss")  # fields that trade time for memory and nothing else
+_CHOICES = {
+    "weights": ("imagenet", "none"),
+    "optimizer": ("amsgrad", "adam"),
+    "schedule": ("cosine", "poly"),
+}
 _KINDS = typing.get_type_hints(Recipe)
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
@@ -149,7 +170,7 @@ def _check_values(recipe: Recipe) -> None:
     rules = {
         "at least 1": ("epochs", "batch_size", "val_every"),
         "above 0": ("learning_rate", "pretrained_lr_divisor", "eps", "resolution"),
-        "0 or more": ("min_learning_rate", "weight_decay", "seed"),
+        "0 or more": ("min_learning_rate", "poly_power", "weight_decay", "seed"),
         "between 0 and 1": ("flip", "aux_weight", "bn_momentum"),
     }
     holds = {
@@ -168,8 +189,14 @@ def _check_values(recipe: Recipe) -> None:
         raise ValueError(f"scale is a range such as (0.5, 2.0), not {recipe.scale!r}")
     if not all(0 <= beta < 1 for beta in recipe.betas):
         raise ValueError(f"betas lie between 0 and 1 (1 excluded), not {recipe.betas!r}")
-    if recipe.weights not in ("imagenet", "none"):
-        raise ValueError(f"weights is 'imagenet' or 'none', not {recipe.weights!r}")
+    for name, choices in _CHOICES.items():
+        if getattr(recipe, name) not in choices:
+            raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, not {getattr(recipe, name)!r}")
+    if recipe.recompute and "recompute" in recipe.model_options:
+        raise ValueError(
+            f"recompute is {recipe.recompute!r}, and {recipe.model_options['recompute']!r} in model_options: "
+            "leave out the second"
+        )
 
 
 _CITYSCAPES = Recipe(name="ldn_cityscapes", instances=True)
@@ -185,6 +212,30 @@ _CAMVID = Recipe(
     final_split="test",  # measured once, with the last weights
     crop=(512, 512),  # Sec. 6.3
     epochs=400,  # Sec. 6.3, with pre-training
+)
+
+# The VNet paper, Section IV-A, and Section I: images are neither cropped nor resized. It says nothing of the
+# rest. Chosen: mirror images as the only augmentation, a plain cross-entropy without class weights, and batch
+# norm as PyTorch has it. Its Table 2 is on the test split, whose labels are not public; here the validation
+# split is measured.
+_VNET = Recipe(
+    name="vnet_cityscapes",
+    model="vnet",
+    weights="none",  # no pre-training is mentioned
+    bn_momentum=0.1,  # chosen: PyTorch's own
+    batch_size=4,
+    scale=(1.0, 1.0),  # not resized
+    crop=(1024, 2048),  # not cropped: the whole image
+    aux_weight=0.0,  # VNet has no auxiliary outputs
+    optimizer="adam",
+    epochs=300,
+    learning_rate=5e-4,
+    schedule="poly",  # of iterations, "iter / maxiter"
+    poly_power=0.9,
+    betas=(0.9, 0.999),
+    weight_decay=1e-4,
+    exact_batchnorm=False,  # chosen: not mentioned
+    mixed_precision=False,  # chosen: the paper's TITAN Xp has no bfloat16
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -227,6 +278,17 @@ RECIPES: dict[str, Recipe] = {
             epochs=3,
             val_every=1,
             bn_momentum=0.2,  # so few steps that slower averages would still hold the initial 0 and 1
+        ),
+        _VNET,
+        dataclasses.replace(
+            _VNET,
+            name="vnet_streets",  # not in the paper: learns something in a minute on a laptop
+            dataset="streets",
+            dataset_options={"size": (128, 256), "train": 64, "val": 16},
+            crop=(128, 256),  # whole images here too
+            epochs=5,
+            learning_rate=5e-3,  # ten times the paper's: 80 steps are few
+            val_every=1,
         ),
     )
 }

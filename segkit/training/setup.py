@@ -17,7 +17,7 @@ from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
 from segkit.training import inputs
 from segkit.training.distributed import World, synchronize_batchnorm
 from segkit.training.recipes import Recipe
-from segkit.training.schedules import cosine
+from segkit.training.schedules import cosine, poly
 
 _log = logging.getLogger("segkit")
 
@@ -67,27 +67,46 @@ def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, wor
     """The recipe's model, or the given one as it is, on this process's device and ready to train.
 
     Raises:
-        ValueError: if there is no such model or option.
+        ValueError: if there is no such model or option, or segments of the given model shall be checkpointed.
         RuntimeError: if ImageNet weights are asked for and cannot be had.
     """
     if model is None:
         weights = None if recipe.weights == "none" else recipe.weights
-        model = models.build(recipe.model, num_classes=num_classes, weights=weights, **recipe.model_options)
+        recompute = {"recompute": recipe.recompute} if recipe.recompute else {}
+        options = {**recompute, **recipe.model_options}
+        model = models.build(recipe.model, num_classes=num_classes, weights=weights, **options)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = recipe.bn_momentum
+    elif recipe.recompute:
+        raise ValueError(
+            f"recompute={recipe.recompute!r} is for the recipe's model, not for one of your own: leave "
+            "it out; yours must checkpoint its parts itself (segkit.models.build has recompute= too)"
+        )
     gpu = world.device.type == "cuda"  # where convolutions are faster with channels last
     model = model.to(world.device, memory_format=torch.channels_last if gpu else torch.preserve_format)
     return synchronize_batchnorm(model, world)
 
 
-def quiet_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
-    """Keywords that spare a training step the auxiliary heads where their loss has no weight.
+def forward_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
+    """Keywords of the model's forward in training.
 
-    A model of your own need not know the keyword.
+    They spare it the auxiliary heads where their loss has no weight (a model of your own need not know that
+    keyword), and the upsampling of the logits where the loss does it, an image at a time.
+
+    Raises:
+        ValueError: if the loss is to be chunked and the model cannot leave its logits small.
     """
-    knows_auxiliary = "auxiliary" in inspect.signature(model.forward).parameters
-    return {"auxiliary": False} if knows_auxiliary and recipe.aux_weight == 0 else {}
+    known = inspect.signature(model.forward).parameters
+    options = {"auxiliary": False} if "auxiliary" in known and recipe.aux_weight == 0 else {}
+    if not recipe.chunked_loss:
+        return options
+    if "full_size" not in known:
+        raise ValueError(
+            f"chunked_loss=True, but {type(model).__name__}.forward has no keyword full_size, so that its "
+            "logits come upsampled: leave out chunked_loss"
+        )
+    return {**options, "full_size": False}
 
 
 def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
@@ -104,7 +123,7 @@ def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """AMSGrad with pre-trained parameters in a group of their own, whose rate is divided (Sec. 6.1)."""
+    """Adam or AMSGrad; pre-trained parameters in a group of their own, whose rate is divided (Sec. 6.1)."""
     pretrained = (
         {id(p) for p in model.pretrained_parameters()} if hasattr(model, "pretrained_parameters") else set()
     )
@@ -121,14 +140,26 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         betas=recipe.betas,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
-        amsgrad=True,
+        amsgrad=recipe.optimizer == "amsgrad",
     )
 
 
-def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int) -> float:
-    """Sets the learning rate of an epoch and returns it (that of parameters that were not pre-trained)."""
+def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int, batch: int = 0, batches: int = 1) -> float:
+    """Sets the learning rate of a step and returns it (that of parameters that were not pre-trained).
+
+    Args:
+        optimizer: made by :func:`make_optimizer`.
+        recipe: says by which schedule.
+        epoch: the step's epoch.
+        batch: the step's batch in the epoch.
+        batches: how many an epoch has.
+    """
+    if recipe.schedule == "poly":
+        factor = poly(epoch * batches + batch, recipe.epochs * batches, power=recipe.poly_power)
+    else:
+        factor = cosine(epoch, recipe.epochs)
     span = recipe.learning_rate - recipe.min_learning_rate
-    rate = recipe.min_learning_rate + span * cosine(epoch, recipe.epochs)
+    rate = recipe.min_learning_rate + span * factor
     for group in optimizer.param_groups:
         group["lr"] = rate / group["divisor"]
     return rate

@@ -138,6 +138,55 @@ def test_predict_with_flip_treats_both_sides_alike():
     assert not torch.allclose(predict(model, x.flip(-1)), predict(model, x).flip(-1), atol=1e-3)
 
 
+class Divided(nn.Module):
+    """A model that takes sizes divisible by 8 alone."""
+
+    size_divisor = 8
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.sizes = model, []
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape[-2:]))
+        if x.shape[-2] % 8 or x.shape[-1] % 8:
+            raise ValueError(f"{tuple(x.shape[-2:])} is not divisible by 8")
+        return self.model(x)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (16, 33), (8, 24), (1, 1)])
+def test_images_are_padded_for_models_that_take_multiples_only(size):
+    """A 3x3 convolution takes what lies around its image for zeros, so that padding must change nothing."""
+    plain = smoother()
+    model = Divided(plain)
+    for scales in ((1.0,), MULTI_SCALE):
+        expected = predict(plain, images(*size), scales=scales, flip=True)
+        torch.testing.assert_close(predict(model, images(*size), scales=scales, flip=True), expected)
+    assert model.sizes[:2] == 2 * [(-(-size[0] // 8) * 8, -(-size[1] // 8) * 8)]  # no more than needed
+
+
+def test_images_are_padded_with_the_mean_pixel():
+    model = Painter()
+    seen = []
+    model.size_divisor = 8
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    predict(model, images(5, 7) + 1)
+    assert seen[0].shape == (2, 3, 8, 8)
+    assert torch.equal(seen[0][..., :5, :7], images(5, 7) + 1)
+    assert seen[0][..., 5:, :].abs().sum() == seen[0][..., 7:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", ["enet", "espnet", "erfnet"])
+def test_networks_that_halve_and_double_take_any_image(name):
+    torch.manual_seed(0)
+    model = models.build(name, num_classes=5)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        model(images(19, 30))
+    probabilities = predict(model, images(19, 30), scales=(0.5, 1.0, 1.5), flip=True)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 19, 30))
+    assert torch.equal(predict(model, images(24, 32)), model.eval()(images(24, 32))["out"].softmax(1))
+
+
 def test_predict_runs_in_eval_mode_and_leaves_each_mode_as_it_was():
     model = nn.ModuleDict({"inner": Painter(), "frozen": nn.BatchNorm2d(3)}).train()
     model["frozen"].eval()
@@ -203,6 +252,12 @@ def test_evaluate_scores_images_of_several_sizes_from_one_matrix():
     assert result.images == 5
     assert seen == [(f"image{i}", (6 + i, 11 - i)) for i in range(5)]
     assert model.training
+
+
+def test_evaluate_pads_for_models_that_take_multiples_only():
+    model = Divided(Painter())
+    assert evaluate(model, Toy()).as_dict() == evaluate(Painter(), Toy()).as_dict()
+    assert model.sizes == [(8, 16), (8, 16), (8, 16), (16, 8), (16, 8)]  # for sides of 6 + i and 11 - i
 
 
 def test_evaluate_without_instances_has_no_iiou():

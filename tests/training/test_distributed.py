@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from segkit import models
 from segkit.evaluation.inference import evaluate
 from segkit.training import distributed, state
 from segkit.training.distributed import World, choose_device, join
@@ -77,6 +78,58 @@ def test_batchnorm_is_synchronized_on_gpus_only():
     two = World(0, 2, torch.device("cpu"))
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     assert not isinstance(distributed.synchronize_batchnorm(model, two)[0], torch.nn.SyncBatchNorm)
+
+
+@pytest.mark.parametrize("name", ["ladder-resnet18-32-4", "ldn121-32-4", "vnet"])
+def test_the_kits_networks_run_with_synchronized_batchnorm(name):
+    """In eval mode, which needs no GPU."""
+    model = models.build(name, num_classes=3).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)["out"]
+        found = distributed.synchronize_batchnorm(model, World(0, 2, torch.device("cuda", 0)))(images)["out"]
+    assert not any(type(module) is torch.nn.BatchNorm2d for module in model.modules())
+    assert torch.equal(found, expected)
+
+
+def test_norms_in_parts_cannot_be_synchronized():
+    model = models.build("ldn121-32-4", num_classes=3, recompute="unit,nested", device="meta")
+    with pytest.raises(ValueError, match="leave out nested, or train on one GPU"):
+        distributed.synchronize_batchnorm(model, World(0, 2, torch.device("cuda", 0)))
+    assert distributed.synchronize_batchnorm(model, World(0, 2, torch.device("cpu"))) is model
+
+
+@pytest.fixture(scope="module")
+def gradients(run_process, tmp_path_factory):
+    """What each of two processes has after two steps, by network and then by what spared memory."""
+    out = tmp_path_factory.mktemp("gradients") / "run"
+    status, output = run_process(out, "--gradients", processes=2)
+    assert status == 0, output
+    return [torch.load(out.with_name(f"run.{rank}.pt")) for rank in range(2)]
+
+
+@pytest.mark.parametrize("network", ["all heads", "one head"])
+def test_sparing_memory_on_two_processes_gives_the_gradients_of_not_sparing(gradients, network):
+    """One head: DistributedDataParallel then has to find the parameters that take no part."""
+    for mine, other in (gradients, gradients[::-1]):
+        plain, recomputed, chunked = (
+            mine[network]["plain"],
+            mine[network]["recompute"],
+            mine[network]["chunked"],
+        )
+        assert plain["losses"][0] != other[network]["plain"]["losses"][0]  # each has images of its own
+        assert recomputed["losses"] == plain["losses"]
+        torch.testing.assert_close(chunked["losses"], plain["losses"], rtol=1e-5, atol=0)
+        for step in range(2):
+            assert 0 < len(plain["gradients"][step]) == len(recomputed["gradients"][step])
+            for key, expected in plain["gradients"][step].items():
+                assert torch.equal(other[network]["plain"]["gradients"][step][key], expected)  # averaged
+                assert torch.equal(recomputed["gradients"][step][key], expected)
+        for key, expected in plain["gradients"][0].items():
+            error = (chunked["gradients"][0][key] - expected).norm() / expected.norm().clamp(min=1e-6)
+            assert error < 1e-5, key
+        for key, expected in plain["buffers"].items():
+            assert torch.equal(recomputed["buffers"][key], expected)
 
 
 def test_devices_that_are_not_there(monkeypatch):

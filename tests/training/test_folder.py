@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from segkit.training import folder, state
+from segkit.training.recipes import Recipe
 
 SETTINGS = {"recipe": {"name": "tiny", "epochs": 3, "crop": [32, 48]}, "limit_train": 0}
 
@@ -99,6 +100,24 @@ def test_resume_names_the_setting_that_differs(tmp_path):
     other = {"recipe": SETTINGS["recipe"] | {"epochs": 5}, "limit_train": 0}
     with pytest.raises(ValueError, match=r"other settings .*: epochs: here 5, there 3$"):
         folder.check_resume(tmp_path, other)
+
+
+def test_a_run_may_go_on_with_other_memory(tmp_path, monkeypatch):
+    folder.start(tmp_path, SETTINGS)
+    lean = {"recipe": SETTINGS["recipe"] | {"recompute": "unit", "chunked_loss": True}, "limit_train": 0}
+    folder.check_resume(tmp_path, lean)
+    monkeypatch.setenv("SEGKIT_RUNS", str(tmp_path))
+    assert folder.default_folder(lean) == folder.default_folder(SETTINGS)  # it is found there too
+
+
+def test_a_run_from_before_a_field_had_the_fields_default(tmp_path):
+    before = Recipe(name="tiny").settings()
+    for field in ("recompute", "chunked_loss", "optimizer", "schedule", "poly_power"):
+        del before[field]
+    folder.start(tmp_path, {"recipe": before})
+    folder.check_resume(tmp_path, {"recipe": Recipe(name="tiny", recompute="unit").settings()})
+    with pytest.raises(ValueError, match=r": optimizer: here 'adam', there 'amsgrad'$"):
+        folder.check_resume(tmp_path, {"recipe": Recipe(name="tiny", optimizer="adam").settings()})
 
 
 def test_nothing_to_resume_names_the_other_runs(tmp_path, monkeypatch):

@@ -349,6 +349,94 @@ def test_rate_is_in_the_log(go):
     assert [entry["lr"] for entry in run.epochs] == pytest.approx([0.02, 0.01])
 
 
+def test_poly_lowers_the_rate_after_each_step(go):
+    run = go({"schedule": "poly", "poly_power": 2.0, "learning_rate": 0.02, "min_learning_rate": 0.01})
+    expected = [0.01 + 0.01 * (1 - step / 9) ** 2 for step in range(9)]
+    assert [entry["lr"] for entry in run.steps] == pytest.approx(expected)
+    assert [entry["lr"] for entry in run.epochs] == [run.steps[step]["lr"] for step in (2, 5, 8)]
+
+
+def test_adam_is_another_optimizer(go, tiny):
+    recipe = tiny.tiny_recipe(optimizer="adam", betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)
+    optimizer = setup.make_optimizer(tiny.TinyNet(), recipe)
+    for group in optimizer.param_groups:
+        assert (group["amsgrad"], group["betas"], group["eps"]) == (False, (0.8, 0.99), 1e-6)
+        assert group["weight_decay"] == 0.1
+    assert losses(go({"optimizer": "adam"})) != losses(go())
+
+
+def test_poly_and_adam_resume_in_mid_epoch_bit_for_bit(go):
+    changes = {"schedule": "poly", "optimizer": "adam"}
+    whole = go(changes)
+    assert len(go(changes, max_minutes=0).steps) == 1
+    resumed = go(changes, resume=True)
+    assert losses(resumed) == losses(whole)
+    assert [entry["lr"] for entry in resumed.steps] == [entry["lr"] for entry in whole.steps]
+
+
+LADDER = {"exact_batchnorm": False, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("ladder-resnet18-32-4", "stem,block,tu"), ("ldn121-32-4", "unit,stem,td,tu")],
+)
+def test_recomputing_changes_nothing_that_is_learned(go, name, labels):
+    changes = {**LADDER, "model": name, "epochs": 1, "val_every": 2}
+    options = {"model": None, "limit_val": 1}
+    plain = go(changes, **options)
+    again = go({**changes, "recompute": labels}, **options)
+    assert again.model.segment.chosen == set(labels.split(","))
+    assert len(losses(plain)) == 3
+    assert losses(again) == losses(plain)
+    weights = plain.model.state_dict()  # running averages and batch counters too
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("aux_weight", [0.4, 0.0])
+def test_a_chunked_loss_is_the_same_loss(go, monkeypatch, aux_weight):
+    sizes, chunked_cross_entropy = [], training.losses.chunked_cross_entropy
+
+    def seen(logits, labels, **options):
+        sizes.append((tuple(logits.shape), tuple(labels.shape)))
+        return chunked_cross_entropy(logits, labels, **options)
+
+    monkeypatch.setattr(training.losses, "chunked_cross_entropy", seen)
+    changes = {**LADDER, "model": "ladder-resnet18-32-4", "epochs": 1, "aux_weight": aux_weight}
+    options = {"model": None, "limit_val": 1}
+    plain, chunked = go(changes, **options), go({**changes, "chunked_loss": True}, **options)
+    assert sizes == 3 * [((4, 3, 8, 12), (4, 32, 48))]
+    for mine, theirs in zip(chunked.steps, plain.steps, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["parts"] == pytest.approx(theirs["parts"], rel=1e-5)
+
+
+def test_a_run_may_go_on_with_less_memory(go):
+    changes = {**LADDER, "model": "ladder-resnet18-32-4", "epochs": 1}
+    options = {"model": None, "limit_val": 1}
+    whole = go(changes, **options)
+    go(changes, max_minutes=0, **options)
+    assert losses(go({**changes, "recompute": "block,tu"}, resume=True, **options)) == losses(whole)
+    go(changes, max_minutes=0, **options)
+    chunked = go({**changes, "chunked_loss": True}, resume=True, **options)
+    assert [entry["loss"] for entry in chunked.steps] == pytest.approx(
+        [entry["loss"] for entry in whole.steps], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunked_loss": True}, r"TinyNet\.forward has no keyword full_size.* leave out chunked_loss$"),
+        ({"recompute": "unit"}, "recompute='unit' is for the recipe's model, not for one of your own"),
+    ],
+)
+def test_an_own_model_that_cannot_spare_memory_leaves_no_run(go, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        go(changes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_progress_bar_only_where_it_can_be_seen(go, capfd, monkeypatch):
     go({"epochs": 1})
     assert capfd.readouterr().err == ""

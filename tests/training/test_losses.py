@@ -152,6 +152,30 @@ def test_all_ignored_is_zero_with_zero_gradient():
         assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+def test_chunked_is_the_loss_of_upsampled_logits():
+    """To the rounding of a sum in another order; the batch has images with more and with fewer labels."""
+    output, labels = make_case()
+    labels[1, :12] = 255
+    small = torch.randn(2, CLASSES, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    whole = F.interpolate(small, labels.shape[1:], mode="bilinear")
+    plain, plain_parts = segmentation_loss({**output, "out": whole}, labels)
+    leaves = (small, *output["aux"].values())
+    expected = torch.autograd.grad(plain, leaves)
+    total, parts = segmentation_loss({**output, "out": small}, labels, chunked=True)
+    torch.testing.assert_close(total, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts, plain_parts, rtol=1e-6, atol=0)
+    for found, wanted in zip(torch.autograd.grad(total, leaves), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_chunked_with_all_ignored_is_zero_with_zero_gradient():
+    output, labels = make_case()
+    total, _ = segmentation_loss(output, torch.full_like(labels, 255), chunked=True)
+    total.backward()
+    assert total.item() == 0
+    assert torch.equal(output["out"].grad, torch.zeros_like(output["out"]))
+
+
 @pytest.mark.parametrize(("ignored_pixels", "counts"), [(7, True), (8, False), (9, False)])
 def test_a_window_counts_if_more_than_half_is_labeled(ignored_pixels, counts):
     labels = torch.ones(1, 4, 4, dtype=torch.int64)
@@ -178,3 +202,5 @@ def test_errors_name_what_is_wrong():
         label_distribution(labels.to(torch.uint8), (2, 2), num_classes=CLASSES)
     with pytest.raises(ValueError, match="do not fit"):
         segmentation_loss(output, labels[:, :8])
+    with pytest.raises(ValueError, match="of one batch"):
+        segmentation_loss(output, labels[:1], chunked=True)

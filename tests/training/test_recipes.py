@@ -26,6 +26,26 @@ def test_camvid_as_in_section_6_3():
     assert recipe("ldn_cityscapes_half").crop == (448, 448)
 
 
+def test_vnet_as_in_section_4_a():
+    made = recipe("vnet_cityscapes")
+    assert (made.model, made.dataset, made.batch_size, made.epochs) == ("vnet", "cityscapes", 4, 300)
+    assert (made.optimizer, made.learning_rate, made.betas) == ("adam", 5e-4, (0.9, 0.999))
+    assert (made.schedule, made.poly_power, made.weight_decay) == ("poly", 0.9, 1e-4)
+    assert (made.crop, made.scale, made.resolution) == ((1024, 2048), (1.0, 1.0), 1.0)  # whole images
+    assert (made.weights, made.aux_weight) == ("none", 0.0)
+    streets = recipe("vnet_streets")
+    assert streets.crop == streets.dataset_options["size"] == (128, 256)
+    assert (streets.optimizer, streets.schedule, streets.batch_size) == ("adam", "poly", 4)
+
+
+def test_recipes_of_ladder_densenets_have_one_optimizer_and_schedule():
+    made = [recipe for name, recipe in RECIPES.items() if name.startswith("ldn_")]
+    assert len(made) == 6
+    assert {(r.optimizer, r.schedule, r.recompute, r.chunked_loss) for r in made} == {
+        ("amsgrad", "cosine", "", False)
+    }
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_plain_and_fit_the_kit(name):
     made = RECIPES[name]
@@ -73,7 +93,15 @@ def test_changes_keep_the_rest():
         ("ldn_streets", {"scale": (2.0, 0.5)}, "scale is a range"),
         ("ldn_streets", {"crop": (0, 5)}, "crop is height and width"),
         ("ldn_streets", {"betas": (0.9, 1.0)}, "betas lie between"),
-        ("ldn_streets", {"weights": "cityscapes"}, "weights is 'imagenet' or 'none'"),
+        ("ldn_streets", {"weights": "cityscapes"}, "weights is 'imagenet' or 'none', not 'cityscapes'"),
+        ("ldn_streets", {"optimizer": "sgd"}, "optimizer is 'amsgrad' or 'adam', not 'sgd'"),
+        ("ldn_streets", {"schedule": "step"}, "schedule is 'cosine' or 'poly', not 'step'"),
+        ("ldn_streets", {"poly_power": -1}, "poly_power must be 0 or more, not -1.0"),
+        (
+            "ldn_streets",
+            {"recompute": "unit", "model_options": {"recompute": "td"}},
+            "recompute is 'unit', and 'td' in model_options: leave out the second",
+        ),
     ],
 )
 def test_errors_say_what_and_what_instead(name, changes, message):

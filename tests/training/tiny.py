@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 from segkit.data.labels import LabelSpace
-from segkit.training import Recipe, train
+from segkit.training import Recipe, loop, setup, train
 from segkit.training.distributed import join
 
 SPACE = LabelSpace("tiny", ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
@@ -101,15 +101,53 @@ def run_tiny(out, *, resume=False, kill_at=None, plain=False, workers=0):
     )
 
 
+def gradients(world) -> dict:
+    """Two steps of a ladder under DistributedDataParallel, plain and sparing memory; one entry each."""
+    generator = torch.Generator().manual_seed(world.rank)
+    batches = [
+        {
+            "image": torch.randint(0, 256, (2, 3, 32, 64), generator=generator, dtype=torch.uint8),
+            "labels": torch.randint(0, 3, (2, 32, 64), generator=generator),
+        }
+        for _ in range(2)
+    ]
+    found = {}
+    for network, aux_weight in (("all heads", 0.4), ("one head", 0.0)):
+        found[network] = {}
+        for spared, changes in (
+            ("plain", {}),
+            ("recompute", {"recompute": "stem,block,tu"}),
+            ("chunked", {"chunked_loss": True, "recompute": "stem,block,tu"}),
+        ):
+            recipe = tiny_recipe(model="ladder-resnet18-32-4", aux_weight=aux_weight, **changes)
+            torch.manual_seed(0)
+            model = setup.prepare_model(recipe, None, 3, world)
+            optimizer = setup.make_optimizer(model, recipe)
+            options = setup.forward_options(model, recipe)
+            parallel = world.wrap(model, all_used=aux_weight > 0)
+            entry = {"losses": [], "gradients": []}
+            for batch in batches:
+                loss = loop._step(parallel, optimizer, batch, recipe, world.device, False, options)["loss"]
+                entry["losses"].append(loss.item())
+                parts = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+                entry["gradients"].append(parts)
+            found[network][spared] = entry | {"buffers": dict(model.named_buffers())}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with join("cpu") as world:
+        if args.gradients:
+            torch.save(gradients(world), f"{args.out}.{world.rank}.pt")
+            return
         run = run_tiny(args.out, kill_at=args.kill_at, plain=args.plain, workers=args.workers)
         matrix = {"rank": world.rank, "size": world.size, "matrix": run.evaluation.matrix.tolist()}
         Path(f"{args.out}.{world.rank}.json").write_text(json.dumps(matrix))
