@@ -1,7 +1,8 @@
 """The computations behind the claims: plain functions from arguments in a claims file to one number.
 
 A claim names a function of `FUNCTIONS` and its arguments; what the function returns is compared with what the
-paper prints, in the claim's unit. To check a new kind of claim, write a function and add it to the dict.
+paper prints, in the claim's unit. To check a new kind of claim, write a function and add it to the dict. What
+only one later paper needs is in a module of its own, such as `vnet_checks`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit import models
-from segkit.measure import cost
+from segkit.measure import cost, peak_memory
 from segkit.models.densenet import DenseNet
+from segkit.papers import vnet_checks
 from segkit.training.recipes import RECIPES
 
 MEGAPIXEL = 1024  # "FLOP 1MPx" is the work on one 1024x1024 image (LDN Sec. 6.1)
+MIB = 2**20
+TABLE_12 = {"batch_size": 6, "image_size": (768, 768)}  # what LDN's Tables 12 and 13 measure memory on
 
 
 def model_size(model: str, **options: object) -> float:
@@ -54,9 +58,9 @@ def flop(
     return macs * (2 if flip else 1) / 1e9
 
 
-def classifier_size(name: str, *, unit: float = 1e6) -> float:
-    """Parameters of torchvision's ImageNet classifier, in millions or another unit."""
-    return _classifier_cost(name)[0] / unit
+def classifier_size(name: str, *, unit: float = 1e6, over: str | None = None) -> float:
+    """Parameters of torchvision's ImageNet classifier: in millions or another unit, or over another one's."""
+    return _classifier_cost(name)[0] / (unit if over is None else _classifier_cost(over)[0])
 
 
 def classifier_flop_excess(name: str, *, over: str) -> float:
@@ -82,6 +86,122 @@ def backbone_flop(name: str, *, dilated: bool = False) -> float:
     return cost(network, (MEGAPIXEL, MEGAPIXEL), convention="conv+bn").macs / 1e9
 
 
+def block(network: str, number: int, *, quantity: str, over: str | None = None, unit: float = 1) -> float:
+    """A property of a processing block, counted on the network's modules (LDN Sec. 3, Table 1).
+
+    Args:
+        network: `densenet121`, ... for the kit's own; `resnet50`, `resnet101`, ... for torchvision's.
+        number: which block, 1 to 4.
+        quantity: one of `QUANTITIES`.
+        over: another network; the value is divided by that of its block.
+        unit: what the value is expressed in.
+    """
+    value = QUANTITIES[quantity](_backbone(network), number)
+    return value / (unit if over is None else QUANTITIES[quantity](_backbone(over), number))
+
+
+def equivalent_residual_block(network: str, number: int, *, quantity: str) -> float:
+    """How many times more than a dense block a residual block of as many units and maps takes (LDN Sec. 3.5).
+
+    Its units are those of Section 3.1: 1x1 to a quarter of the maps, 3x3, 1x1 back to all F_out = F_in + nk.
+
+    Args:
+        network: `densenet121`, ...
+        number: which block, 1 to 4.
+        quantity: `weights` of convolutions (as many as multiply-adds per pixel), or `cached` maps, at one
+            resolution: the block does not stride.
+    """
+    dense = _backbone(network)
+    units, _ = _parts(dense, number)
+    width = _maps(dense, number)
+    with torch.device("meta"):
+        residual = [torchvision.models.resnet.Bottleneck(width, width // 4) for _ in units]
+    ratios = {
+        "weights": _weights_of(*residual) / _weights_of(*units),
+        "cached": sum(unit.conv1.in_channels for unit in residual) / _cached(dense, number),
+    }
+    return ratios[quantity]
+
+
+def copies_kept(network: str) -> float:
+    """How many times a dense unit keeps the maps that it reads, for the backward pass of a plain step.
+
+    Counted on what autograd saves in the first block's last unit: storages as wide as the concatenation.
+    """
+    unit = _parts(_backbone(network), 1)[0][-1]
+    width = unit.conv1.in_channels
+    features = [torch.empty(2, width // 2, 8, 8, device="meta", requires_grad=True) for _ in range(2)]
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        unit(*features)
+    return len({x.untyped_storage()._cdata for x in saved if x.dim() == 4 and x.shape[:2] == (2, width)})
+
+
+def training_memory(
+    model: str,
+    *,
+    recompute: str | None = None,
+    batch_size: int = TABLE_12["batch_size"],
+    image_size: Sequence[int] = TABLE_12["image_size"],
+    unit: float = 1,
+) -> float:
+    """Peak memory of a training step in MiB, simulated: fp32, AMSGrad's state included, standard backbone.
+
+    See `segkit.measure.peak_memory` for what is in it and what only a GPU can tell.
+
+    Args:
+        model: a name of `segkit.models.MODELS`.
+        recompute: segments to checkpoint, see `segkit.memory.recompute`.
+        batch_size: images in a batch.
+        image_size: (H, W) in pixels.
+        unit: what the value is expressed in, in MiB: 1024 for GiB.
+    """
+    return _peak(model, recompute, batch_size, tuple(image_size)) / MIB / unit
+
+
+def memory_factor(
+    model: str,
+    *,
+    over: str,
+    recompute: str | None = None,
+    over_recompute: str | None = None,
+    batch_size: int = TABLE_12["batch_size"],
+    image_size: Sequence[int] = TABLE_12["image_size"],
+) -> float:
+    """How many times the memory of one training step is that of another, both as in `training_memory`."""
+    setting = {"batch_size": batch_size, "image_size": image_size}
+    return training_memory(model, recompute=recompute, **setting) / training_memory(
+        over, recompute=over_recompute, **setting
+    )
+
+
+def largest_batch(model: str, *, recompute: str | None = None, budget_gib: float = 12) -> float:
+    """The largest batch of 768x768 images whose training step stays within a budget, see `training_memory`.
+
+    The same as `segkit.measure.max_batch` finds. This search starts from the peak at batch 6, which another
+    claim needs anyway, and so takes half as long.
+
+    Args:
+        model: a name of `segkit.models.MODELS`.
+        recompute: segments to checkpoint.
+        budget_gib: GiB for what the simulation counts.
+    """
+    budget = budget_gib * 2**30
+    image_size, known = TABLE_12["image_size"], TABLE_12["batch_size"]
+
+    def peak(batch: int) -> int:
+        return _peak(model, recompute, batch, image_size)
+
+    # Parameters and AMSGrad's three buffers are there whatever the batch; the rest grows with it.
+    fixed = 4 * sum(p.numel() * p.element_size() for p in _trainee(model, recompute).parameters())
+    batch = max(0, int(known * (budget - fixed) / (peak(known) - fixed)))
+    while batch > 0 and peak(batch) > budget:
+        batch -= 1
+    while peak(batch + 1) <= budget:
+        batch += 1
+    return batch
+
+
 def shrinkage(height: int, width: int, *, channels: int, stride: int) -> float:
     """How many times fewer numbers a feature map holds than its RGB image."""
     return 3 * height * width / (channels * (height // stride) * (width // stride))
@@ -92,14 +212,19 @@ def same_as(printed: float) -> float:
     return printed
 
 
-def difference(a: float, b: float) -> float:
-    """a - b, for gains that the text draws from a table."""
-    return a - b
+def difference(a: float, b: float, *, unit: float = 1) -> float:
+    """a - b, for gains that the text draws from a table, in another unit if need be."""
+    return (a - b) / unit
 
 
 def ratio(a: float, b: float) -> float:
     """a / b, for factors that the text draws from a table."""
     return a / b
+
+
+def excess(a: float, over: float) -> float:
+    """By how many percent a is more than another number."""
+    return 100 * (a / over - 1)
 
 
 def recipe_value(recipe: str, name: str, *, index: int | None = None) -> float:
@@ -122,18 +247,25 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
         classifier_size,
         classifier_flop_excess,
         backbone_flop,
+        block,
+        equivalent_residual_block,
+        copies_kept,
+        training_memory,
+        memory_factor,
+        largest_batch,
         shrinkage,
         same_as,
         difference,
         ratio,
+        excess,
         recipe_value,
     )
-}
+} | vnet_checks.FUNCTIONS
 
 
 def forget() -> None:
     """Drop what was counted, so that the next check sees a model that was edited in between."""
-    for counted in (_network, _model_cost, _classifier_cost):
+    for counted in (_network, _model_cost, _classifier_cost, _backbone, _peak):
         counted.cache_clear()
 
 
@@ -164,6 +296,84 @@ def _classifier_cost(name: str) -> tuple[int, int]:
         network = torchvision.models.get_model(name)
     counted = cost(network, (224, 224))
     return counted.params, counted.macs
+
+
+@functools.cache
+def _backbone(name: str) -> nn.Module:
+    """A DenseNet of the kit or a ResNet of torchvision, as ImageNet weights fit it."""
+    with torch.device("meta"):
+        if name.startswith("densenet"):
+            return DenseNet(int(name.removeprefix("densenet")))
+        return torchvision.models.get_model(name)
+
+
+def _parts(network: nn.Module, number: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    """A block's units, and what else belongs to it: a dense block's transition-down."""
+    if not isinstance(network, DenseNet):
+        return list(getattr(network, f"layer{number}")), []
+    transitions = [] if number == 4 else [getattr(network, f"transition{number}")]
+    return list(getattr(network, f"denseblock{number}").values()), transitions
+
+
+def _weights_of(*modules: nn.Module) -> int:
+    return sum(m.weight.numel() for module in modules for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def _weights(network: nn.Module, number: int) -> int:
+    units, others = _parts(network, number)
+    return _weights_of(*units, *others)
+
+
+def _units(network: nn.Module, number: int) -> int:
+    return len(_parts(network, number)[0])
+
+
+def _convolutions(network: nn.Module, number: int) -> int:
+    last = _parts(network, number)[0][-1]  # the first residual unit also projects its input
+    return sum(isinstance(module, nn.Conv2d) for module in last.modules())
+
+
+def _maps(network: nn.Module, number: int) -> int:
+    last = _parts(network, number)[0][-1]
+    if isinstance(network, DenseNet):
+        return last.conv1.in_channels + last.conv2.out_channels
+    return last.conv3.out_channels
+
+
+def _inputs(network: nn.Module, number: int) -> list[int]:
+    """Maps that each residual unit reads; one before a stride counts as four of the block's output size."""
+    return [unit.conv1.in_channels * unit.stride**2 for unit in _parts(network, number)[0]]
+
+
+def _cached(network: nn.Module, number: int) -> int:
+    if isinstance(network, DenseNet):  # the last unit reads all that the others have read
+        return _parts(network, number)[0][-1].conv1.in_channels
+    return sum(_inputs(network, number))
+
+
+def _first_input(network: nn.Module, number: int) -> float:
+    return _inputs(network, number)[0] / _maps(network, number)
+
+
+# What `block` counts, by name.
+QUANTITIES: dict[str, Callable[[nn.Module, int], float]] = {
+    "weights": _weights,  # of convolutions: projections and transition-down included
+    "units": _units,  # n
+    "convolutions": _convolutions,  # in a unit
+    "maps": _maps,  # F_out
+    "cached": _cached,  # maps per pixel that the units read, each once: what equations (1) and (2) are about
+    "first input": _first_input,  # of a residual block's first unit, as a multiple of F_out
+}
+
+
+def _trainee(model: str, recompute: str | None) -> nn.Module:
+    return _network(model, _frozen({"recompute": recompute}))
+
+
+@functools.cache
+def _peak(model: str, recompute: str | None, batch_size: int, image_size: tuple[int, int]) -> int:
+    """Bytes at the peak of a training step; a table's memory and batch size share it."""
+    return peak_memory(_trainee(model, recompute), batch_size, image_size, optimizer="amsgrad").total
 
 
 class _Deepest(nn.Module):
