@@ -108,7 +108,8 @@ class Refuse:  # libraries may look whether a module is there; importing it is w
 sys.meta_path.insert(0, Refuse())
 import segkit.measure, segkit.memory, segkit.models, segkit.data, segkit.data.streets, segkit.evaluation
 import segkit.training, segkit.train, segkit.evaluate, segkit.predict
-import segkit.bench.__main__, segkit.bench.memory, segkit.bench.streets
+import segkit.bench.__main__, segkit.bench.memory, segkit.bench.streets, segkit.bench.plans
+import segkit.bench.checkpointing, segkit.bench.reversible
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
