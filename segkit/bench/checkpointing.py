@@ -191,8 +191,7 @@ PLANS: tuple[Plan, ...] = (
 
 def work(peak: PeakMemory) -> tuple[int, int]:
     """Multiply-adds of the forward pass of a step that `peak_memory` ran, and of the whole step."""
-    done = list(zip(peak.timeline.phases, peak.timeline.macs, strict=True))
-    return sum(macs for phase, macs in done if phase == "forward"), sum(macs for _, macs in done)
+    return peak.forward_macs, sum(peak.timeline.macs)
 
 
 def graph_macs(graph: torch.fx.Graph) -> int:

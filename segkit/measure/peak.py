@@ -3,9 +3,11 @@
 One step is run on meta tensors, which have sizes but no data, while a `Tracker` follows every storage.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from segkit.measure.on_gpu import measure_on_gpu
 from segkit.measure.step import OPTIMIZERS, copy_model, make_batch, make_optimizer, run, undisturbed
-from segkit.measure.tracker import INPUT, KINDS, MODEL, MeasurementError, Timeline, Tracker
+from segkit.measure.tracker import INPUT, KINDS, MODEL, Alive, MeasurementError, Timeline, Tracker
 
 __all__ = ["MeasurementError", "PeakMemory", "max_batch", "peak_memory"]
 
@@ -55,15 +57,23 @@ class PeakMemory:
     by_module: dict[str, int]
     alive: dict[tuple[str, str], int] = field(repr=False)
     timeline: Timeline = field(repr=False)
-    alive_at: Callable[[int], dict[tuple[str, str], int]] = field(repr=False, compare=False)
+    alive_at: Alive = field(repr=False, compare=False)
     measured: int | None = None
     workspace: dict[str, int] = field(default_factory=dict)
 
     @property
+    def forward_macs(self) -> int:
+        """Multiply-adds of convolutions and matrix products in the forward pass and the loss."""
+        return self._macs("forward")
+
+    @property
     def recomputed_macs(self) -> int:
         """Multiply-adds of convolutions and matrix products that the backward pass does a second time."""
+        return self._macs("recompute")
+
+    def _macs(self, wanted: str) -> int:
         work = zip(self.timeline.phases, self.timeline.macs, strict=True)
-        return sum(macs for phase, macs in work if phase == "recompute")
+        return sum(macs for phase, macs in work if phase == wanted)
 
     def __str__(self) -> str:
         i = self.timeline.peak
@@ -141,7 +151,8 @@ def peak_memory(
         )
 
     timeline = tracker.timeline
-    alive = tracker.alive(timeline.peak)
+    alive_at = tracker.record()
+    alive = alive_at(timeline.peak)
     modules: dict[str, int] = {}
     for (module, _), size in alive.items():
         modules[module] = modules.get(module, 0) + size
@@ -152,7 +163,7 @@ def peak_memory(
         by_module=dict(sorted(modules.items(), key=lambda item: -item[1])),
         alive=alive,
         timeline=timeline,
-        alive_at=tracker.alive,
+        alive_at=alive_at,
         measured=measured,
         workspace=workspace,
     )
@@ -188,16 +199,9 @@ def max_batch(
         MeasurementError: as `peak_memory`.
     """
     check_arguments(model, 1, image_size, step, optimizer, "meta", precision)
-    if isinstance(budget_gib, bool) or not isinstance(budget_gib, (int, float)) or not budget_gib > 0:
-        raise ValueError(f"budget_gib={budget_gib!r}: give a number of GiB above 0, e.g. 12.")
-    budget = budget_gib * 2**30
-    static = static_bytes(model, optimizer)
-    if static > budget:
-        raise ValueError(
-            f"A budget of {budget_gib} GiB does not hold the model itself: its parameters, gradients and "
-            f"optimizer state (optimizer={optimizer!r}) take {static / 2**30:.3g} GiB whatever the batch. "
-            f"Give a larger budget, a smaller model or an optimizer with less state."
-        )
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit={limit!r}: give an integer of at least 1.")
+    budget = budget_in_bytes(model, budget_gib, optimizer)
 
     peaks: dict[int, int] = {}
 
@@ -230,6 +234,24 @@ def max_batch(
         else:
             high = guess
     return low
+
+
+def budget_in_bytes(model: nn.Module, budget_gib: float, optimizer: str | None) -> int:
+    """A budget for training a model.
+
+    Raises:
+        ValueError: if it is no number of GiB above 0, or does not hold the model itself.
+    """
+    if isinstance(budget_gib, bool) or not isinstance(budget_gib, Real) or not 0 < budget_gib < math.inf:
+        raise ValueError(f"budget_gib={budget_gib!r}: give a number of GiB above 0, e.g. 12.")
+    static = static_bytes(model, optimizer)
+    if static > budget_gib * 2**30:
+        raise ValueError(
+            f"A budget of {budget_gib} GiB does not hold the model itself: its parameters, gradients and "
+            f"optimizer state (optimizer={optimizer!r}) take {static / 2**30:.3g} GiB whatever else. Give a "
+            f"larger budget, a smaller model or an optimizer with less state."
+        )
+    return int(budget_gib * 2**30)
 
 
 def _line(peaks: dict[int, int], budget: float) -> int:
@@ -321,6 +343,11 @@ def static_bytes(model: nn.Module, optimizer: str | None) -> int:
 
 
 def check_arguments(model, batch_size, image_size, step, optimizer, device, precision) -> None:
+    """Refuse what no step can be measured with.
+
+    Raises:
+        TypeError, ValueError: saying what was wrong and what to give.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

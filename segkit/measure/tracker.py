@@ -108,6 +108,26 @@ class _Saved:
                 self.tracker._change(storage, "temporaries", self.tracker.clock)
 
 
+class Alive:
+    """What was alive when: ``alive(i)`` is a dict from (module, kind) to bytes at the timeline's entry ``i``.
+
+    Args:
+        blocks: for each storage, from which entry on and to which it lived, bytes, who made it, and as what
+            it counted from when on.
+    """
+
+    def __init__(self, blocks: list[tuple[int, int, int, str, tuple[tuple[int, str], ...]]]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, i: int) -> dict[tuple[str, str], int]:
+        table: dict[tuple[str, str], int] = {}
+        for birth, death, size, module, kinds in self.blocks:
+            if birth <= i < death:
+                kind = next(kind for since, kind in reversed(kinds) if since <= i)
+                table[module, kind] = table.get((module, kind), 0) + size
+        return table
+
+
 class Tracker(TorchDispatchMode):
     """Dispatch mode that follows every storage on one type of device.
 
@@ -392,15 +412,11 @@ class Tracker(TorchDispatchMode):
 
     # --- the result ---
 
-    def alive(self, i: int) -> dict[tuple[str, str], int]:
-        """Bytes alive at entry ``i`` of the timeline, by module and kind."""
-        table: dict[tuple[str, str], int] = {}
-        for storage in self.storages:
-            if storage.birth <= i < storage.death and storage.bytes:
-                kind = next(kind for since, kind in reversed(storage.kinds) if since <= i)
-                key = (storage.module, kind)
-                table[key] = table.get(key, 0) + storage.bytes
-        return table
+    def record(self) -> "Alive":
+        """What was alive when, without the tensors' own storages."""
+        return Alive(
+            [(s.birth, s.death, s.bytes, s.module, tuple(s.kinds)) for s in self.storages if s.bytes]
+        )
 
 
 def _tensors(out, func) -> Iterator[tuple[Tensor, bool]]:

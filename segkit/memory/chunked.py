@@ -30,8 +30,12 @@ def chunked_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int =
         ignore_index: the label of pixels that count for nothing.
 
     Raises:
+        TypeError: if they are no tensors, or the labels no int64.
         ValueError: if the shapes do not fit each other.
     """
+    if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)) or labels.dtype != torch.int64:
+        kinds = [str(getattr(x, "dtype", type(x).__name__)) for x in (logits, labels)]
+        raise TypeError(f"Expected floating-point logits and int64 labels, got {kinds[0]} and {kinds[1]}.")
     if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
         raise ValueError(
             f"Expected logits (B, C, h, w) and labels (B, H, W) of one batch, got {tuple(logits.shape)} and "

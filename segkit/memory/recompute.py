@@ -9,7 +9,10 @@ The labels up to ``tu`` are those of Table 12 of "Efficient Ladder-style DenseNe
 of Large Images"; the others go beyond the paper. A label alone chooses its segments everywhere;
 ``label:place`` chooses those in one place, a dense block, transition-down layer or transition-up block by its
 number in the forward pass: ``"unit:1,cat1x1:2,3x3:2,td,tu:3"``. `segkit.memory.plan` finds such a choice for
-a budget.
+a budget. Networks that are no Ladder-DenseNets use the labels for what corresponds; their docstrings say.
+
+One exception to bit for bit: with ``nested`` a batch norm works on a part of its maps, for which a library
+may take another kernel (it does for tensors in channels-last order); then gradients differ by rounding.
 """
 
 from collections.abc import Callable, Collection
@@ -32,12 +35,18 @@ LABELS: dict[str, str] = {
     "skip": "the projection of a transition-up block's skip connection",
     "blend": "the rest of a transition-up block: upsampling, sum, and what follows",
     "spp": "spatial pyramid pooling",
-    "cat": "no segment: a dense block hands on the list of its units' outputs, and who reads concatenates",
+    "cat": "no segment: a dense block hands on the list of its units' outputs, and who reads concatenates "
+    "(which costs memory where the readers, td, skip or tu, and spp, are no segments)",
     "nested": "BN-ReLU-1x1 on a concatenation, within larger segments too; its BN-ReLU a quarter at a time",
 }
 MODIFIERS = ("cat", "nested")  # labels that take no place
 # A label on the left already runs everything that those on the right would run.
-COVERS = {"unit": ("cat1x1", "3x3"), "block": ("unit", "cat1x1", "3x3"), "tu": ("skip", "blend")}
+COVERS = {
+    "unit": ("cat1x1", "3x3"),
+    "block": ("unit", "cat1x1", "3x3"),
+    "tu": ("skip", "blend"),
+    "nested": ("cat1x1",),
+}
 
 
 class Segments:
@@ -53,7 +62,7 @@ class Segments:
 
     Attributes:
         chosen: the labels and ``label:place`` that were chosen.
-        offers: (label, place, module) for every choice that a planner has in this network, in the order of
+        offers: (label, place, modules) for every choice that a planner has in this network, in the order of
             the forward pass; see `offer`.
 
     Raises:
@@ -90,17 +99,18 @@ class Segments:
                         f"recomputes it. Leave out one of the two."
                     )
         self.chosen = frozenset(tokens)
-        self.offers: list[tuple[str, str, nn.Module]] = []
+        self.offers: list[tuple[str, str, tuple[nn.Module, ...]]] = []
 
-    def offer(self, label: str, place: str, module: nn.Module) -> None:
-        """Say that ``label:place`` can be chosen, and in which module its segments are.
+    def offer(self, label: str, place: str, *modules: nn.Module) -> None:
+        """Say that ``label:place`` can be chosen, and in which modules its segments are.
 
         Args:
             label: one of ``LABELS``.
             place: the number of the block or layer; empty where there is only one.
-            module: labels of the same module are alternatives (`COVERS` tells which exclude each other).
+            modules: all that these segments run, one after the other in the forward pass. Labels of the same
+                modules are alternatives (`COVERS` tells which exclude each other).
         """
-        self.offers.append((label, place, module))
+        self.offers.append((label, place, modules))
 
     def check_places(self) -> None:
         """To be called when all of a network's choices have been offered.

@@ -25,6 +25,15 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(channels, momentum=BN_MOMENTUM)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_values(x)
+        return super().forward(x)
+
+    def check_values(self, x: Tensor) -> None:
+        """Refuse to train on one value per channel, whose variance would be 0.
+
+        Raises:
+            ValueError: if that is all that ``x`` holds; says what to do.
+        """
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise ValueError(
                 f"Cannot train batch norm on a single value per channel (a batch of one with a 1x1 map, "
@@ -32,7 +41,6 @@ class BatchNorm(nn.BatchNorm2d):
                 f"images in a batch, a crop at least 1.5 times as wide as high, spp_grids without 1, or "
                 f"model.eval()."
             )
-        return super().forward(x)
 
     def relu_of_maps(self, begin: int, *features: Tensor) -> Tensor:
         """Norm and ReLU of the concatenated ``features``, the maps from ``begin`` on of all that come.
@@ -40,6 +48,7 @@ class BatchNorm(nn.BatchNorm2d):
         What a batch norm does to one map does not depend on the others, so parts give the same as the whole.
         """
         x = torch.cat(features, dim=1)
+        self.check_values(x)
         maps = slice(begin, begin + x.shape[1])
         factor = self.momentum
         if self.training and begin == 0:
@@ -60,8 +69,8 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def norm_relu(norm: BatchNorm, x: Tensor) -> Tensor:
-    """Batch norm and ReLU, any shape."""
-    return F.relu(norm(x), inplace=norm.relu_in_place)
+    """Batch norm and ReLU, any shape. The norm may have been replaced by one of another kind."""
+    return F.relu(norm(x), inplace=getattr(norm, "relu_in_place", True))
 
 
 def norm_relu_of_cat(norm: BatchNorm, features: tuple[Tensor, ...], segment: Segments) -> Tensor:
@@ -73,6 +82,11 @@ def norm_relu_of_cat(norm: BatchNorm, features: tuple[Tensor, ...], segment: Seg
     if not segment.has("nested"):
         x = torch.cat(features, dim=1) if len(features) > 1 else features[0]  # of one it would be a copy
         return norm_relu(norm, x)
+    if not isinstance(norm, BatchNorm) or norm.running_mean is None:
+        raise TypeError(
+            f"The label 'nested' needs segkit's own BatchNorm with running statistics, and a "
+            f"{type(norm).__name__} took its place; leave 'nested' out of recompute."
+        )
     if len(features) == 1:
         features = features[0].chunk(4, dim=1)
     quarter, begin, group, parts = sum(x.shape[1] for x in features) / 4, 0, [], []

@@ -139,13 +139,12 @@ class Ladder(nn.Module):
     a side and returns a dict: ``"out"``, logits (B, num_classes, H, W); with ``auxiliary`` (in train mode
     unless told otherwise) also ``"aux"``, the logits of the auxiliary heads by name in forward order:
     ``"spp8"``, ... at the size of the SPP grid with that many rows, ``"level64"``, ... at the input of the
-    transition-up block at H/64. With ``full_size=False``, ``"out"`` is left at H/4: a loss that upsamples a
-    piece at a time needs no more (`segkit.memory.chunked_cross_entropy`).
+    transition-up block at H/64. With ``full_size=False``, ``"out"`` is left at the ladder's own resolution: a
+    loss that upsamples a piece at a time needs no more (`segkit.memory.chunked_cross_entropy`).
 
     Args:
         backbone: returns a list of maps from fine to coarse, each a tensor or a tuple of the tensors whose
-            concatenation it is; its lists ``channels`` and ``strides`` describe
-            them.
+            concatenation it is; its lists ``channels`` and ``strides`` describe them.
         num_classes: maps of the logits.
         upsample_to: subsampling of the logits before the last bilinear upsampling; the backbone's coarsest
             stride for no ladder at all.

@@ -141,7 +141,7 @@ class VNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        if alpha < 0 or beta < 0:
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (alpha, beta)):
             raise ValueError(
                 f"alpha={alpha!r}, beta={beta!r}: give numbers of V modules, at least 0, e.g. alpha=1, "
                 f"beta=2."
@@ -176,7 +176,7 @@ class VNet(nn.Module):
             self.segment.offer("td", place, down)
             if isinstance(stage, ReversibleSequence):
                 self.segment.offer("unit", place, stage)
-                stage.reversible = reversible and not self.segment.has("unit", place)
+                stage.reversible = reversible
         self.segment.check_places()
         self.logits = nn.Conv2d(widths[2], num_classes, 1)
 
@@ -186,7 +186,7 @@ class VNet(nn.Module):
     def forward(
         self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
     ) -> dict[str, Tensor]:
-        check_images(x, self.minimum_size)
+        check_images(x, self.minimum_size)  # `auxiliary` is every model's keyword; there are no such outputs
         image_size = x.shape[-2:]
         x = self.segment("stem", self.stage1, x)  # (B, 8, H/2, W/2)
         x = self.segment("td", self.down2, x, place="2")

@@ -107,6 +107,12 @@ def test_shapes_that_do_not_fit(logits, labels):
         chunked_cross_entropy(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
 
 
+def test_labels_must_be_int64_tensors():
+    for labels in (torch.zeros(1, 8, 8, dtype=torch.uint8), [[0]]):
+        with pytest.raises(TypeError, match="Expected floating-point logits and int64 labels"):
+            chunked_cross_entropy(torch.zeros(1, 3, 4, 4), labels)
+
+
 def test_a_model_that_always_upsamples():
     with pytest.raises(TypeError, match=r"Conv2d.forward has no full_size=False.*chunked_cross_entropy"):
         chunked_step(torch.nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4).long())

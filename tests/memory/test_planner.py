@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from segkit.bench.checkpointing import PLANNED
 from segkit.bench.plans import STEPS
 from segkit.measure import peak_memory
 from segkit.memory import Segments, chunked_step, frontier, plan, planner
@@ -112,8 +113,7 @@ def test_a_frontier_falls_in_memory_and_grows_in_work(plans, plain):
         assert less.total < more.total
         assert less.recomputed_macs >= more.recomputed_macs
     assert plans[-1].total < 0.6 * plain.total
-    forward = zip(plain.timeline.phases, plain.timeline.macs, strict=True)
-    assert plans[0].forward_macs == sum(macs for phase, macs in forward if phase == "forward")
+    assert plans[0].forward_macs == plain.forward_macs > 0
 
 
 def test_a_plan_is_what_build_takes_and_costs_what_it_says(plans):
@@ -155,6 +155,41 @@ def test_the_model_stays_as_it_is():
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["ldn121-64-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50"])
+def test_every_choice_redoes_what_the_search_thinks(name):
+    """Each place is offered with all modules that its segments run."""
+    search = planner._Search(build(name, device="meta"), 2, (256, 256))
+    plain = search.plain.recomputed_macs  # reversible stacks recompute by themselves
+    for i, place in enumerate(search.combinations):
+        tokens = place[-1]
+        choices, _ = search.take_apart(
+            search.measure(tokens), [tokens if i == j else () for j in range(len(search.paths))]
+        )
+        whole = search.measure(tokens).recomputed_macs
+        others = sum(choice.work[0] for j, choice in enumerate(choices) if j != i)
+        assert choices[i].work[0] + others == whole, tokens
+        if name != "vnet":
+            assert others == plain == 0, tokens
+
+
+def test_networks_with_few_plans_get_the_very_best():
+    for name in ("vnet", "enet"):
+        model = build(name, device="meta")
+        search = planner._Search(model, 2, (128, 256))
+        assert search.few
+        for factor in (0.95, 0.85, 0.75):
+            budget = int(factor * search.plain.total)
+            fitting = [p.recomputed_macs for p in search.few if p.total <= budget]
+            found = search.within(budget)
+            assert (found.recomputed_macs if found else None) == (min(fitting) if fitting else None)
+
+
+def test_a_reversible_network_that_was_built_to_recompute():
+    plain = peak_memory(build("vnet", device="meta"), 2, (128, 256)).total
+    busy = build("vnet", device="meta", recompute="unit")
+    assert plan(busy, 1, 2, (128, 256)).total == plain
 
 
 class Own(nn.Module):
@@ -240,14 +275,16 @@ def test_paper_scale_below_earlier_frontiers():
         found = search.within(mib * MIB)
         assert found.total <= mib * MIB
         assert found.recomputed_macs <= gmac * 1e9
-    assert search.leanest().total < 1300 * MIB
+    assert search.leanest().total < 1230 * MIB
+    found = search.within(1490 * MIB)
+    assert found.recomputed_macs < 83e9
+    assert found.recompute == PLANNED  # which the benchmark of checkpoints runs
 
 
-@pytest.mark.skipif(not MEASURED.is_file(), reason="data/measured/plans.json is not there")
 class TestMeasured:
     """The committed plans are still what the code says."""
 
-    result = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+    result = json.loads(MEASURED.read_text(encoding="utf-8"))
 
     def peak(self, row, step, precision):
         model = build(self.result["model"], device="meta", recompute=row["recompute"])

@@ -331,6 +331,22 @@ def test_quarters_in_all_ways(recompute, way):
     assert other.mix.norm.num_batches_tracked == 1
 
 
+def test_quarters_need_the_kits_batch_norm():
+    model = Mix("nested")
+    model.mix.norm = nn.BatchNorm2d(16)
+    with pytest.raises(
+        TypeError, match=r"'nested' needs segkit's own BatchNorm.* a BatchNorm2d took its place"
+    ):
+        model(torch.randn(2, 3, 8, 8))
+    model.segment = model.mix.segment = Segments()
+    assert model(torch.randn(2, 3, 8, 8))["out"].shape == (2, 4, 8, 8)
+
+
+def test_quarters_refuse_a_single_value():
+    with pytest.raises(ValueError, match="Cannot train batch norm on a single value per channel"):
+        Mix("nested")(torch.randn(1, 3, 1, 1))
+
+
 def test_quarters_with_cumulative_averages():
     torch.manual_seed(0)
     plain, other = Mix(), Mix("nested,tu")
@@ -365,6 +381,7 @@ def test_labels_are_parsed(text):
         ("unit:1,cat1x1", "covers 'cat1x1' twice"),
         ("block,cat1x1:3", "covers 'cat1x1' twice"),
         ("tu:2,skip:2", "covers 'skip' twice: a 'tu' segment"),
+        ("nested,cat1x1", "covers 'cat1x1' twice: a 'nested' segment"),
     ],
 )
 def test_wrong_labels(text, message):

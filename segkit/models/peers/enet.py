@@ -148,8 +148,10 @@ class ENet(nn.Module):
         self.up5 = Bottleneck(64, 16, middle="up", activation=_relu)
         self.stage5 = nn.ModuleList([Bottleneck(16, 16, activation=_relu)])
         self.logits = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
-        for place in "1245":
-            self.segment.offer("unit", place, getattr(self, f"stage{place}"))
+        self.segment.offer("unit", "1", self.down1, self.stage1)
+        self.segment.offer("unit", "2", self.down2, self.stage2)
+        self.segment.offer("unit", "4", self.up4, self.stage4)
+        self.segment.offer("unit", "5", self.up5, self.stage5)
         self.segment.check_places()
 
     def forward(

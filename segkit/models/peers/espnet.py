@@ -115,8 +115,9 @@ class ESPNet(nn.Module):
             nn.Conv2d(num_classes + 19, num_classes, 3, padding=1, bias=False), NormActivation(num_classes)
         )
         self.logits = nn.ConvTranspose2d(num_classes, num_classes, 2, stride=2, bias=False)
-        self.segment.offer("unit", "2", self.level2)
-        self.segment.offer("unit", "3", self.level3)
+        self.segment.offer("unit", "2", self.down2, self.level2)
+        self.segment.offer("unit", "3", self.down3, self.level3)
+        self.segment.offer("unit", "up", self.combine2)
         self.segment.check_places()
 
     def forward(
@@ -141,7 +142,7 @@ class ESPNet(nn.Module):
 
         x = self.up3(self.head3(x))  # (B, C, H/4, W/4)
         x = self.norm_up2(torch.cat([self.head2(level2), x], dim=1))  # (B, 2C, H/4, W/4)
-        x = self.up2(self.segment("unit", self.combine2, x, place="2"))  # (B, C, H/2, W/2)
+        x = self.up2(self.segment("unit", self.combine2, x, place="up"))  # (B, C, H/2, W/2)
         x = self.combine1(torch.cat([x, level1], dim=1))  # (B, C, H/2, W/2)
         return {"out": self.logits(x)}  # (B, C, H, W)
 
