@@ -1,18 +1,49 @@
-"""What a network costs, before you pay it; nothing is allocated.
+"""What a network costs and what it sees, before you train it; nothing is allocated.
 
 `cost` counts parameters and multiply-adds, `peak_memory` the memory of a training step, `max_batch` finds the
-largest batch that fits. Only torch is needed: a model or a step is passed in.
+largest batch that fits. `receptive_field` probes which pixels an output pixel sees, `effective` weighs them;
+`compose`, `bound`, `support` and `coverage` do the papers' arithmetic on a list of layers, and `largest_path`
+reads such a list off a network. Only torch is needed: a model or a step is passed in.
+
+`receptive_field` is the function; it hides the module of the same name, whose other names are imported by
+``from segkit.measure.receptive_field import ...``.
 """
 
 from segkit.measure.cost import CONVENTIONS, Cost, cost
 from segkit.measure.peak import MeasurementError, PeakMemory, max_batch, peak_memory
+from segkit.measure.receptive_field import (
+    Bound,
+    Composed,
+    EffectiveField,
+    Layer,
+    ReceptiveField,
+    bound,
+    compose,
+    coverage,
+    effective,
+    largest_path,
+    receptive_field,
+    support,
+)
 
 __all__ = [
     "CONVENTIONS",
+    "Bound",
+    "Composed",
     "Cost",
+    "EffectiveField",
+    "Layer",
     "MeasurementError",
     "PeakMemory",
+    "ReceptiveField",
+    "bound",
+    "compose",
     "cost",
+    "coverage",
+    "effective",
+    "largest_path",
     "max_batch",
     "peak_memory",
+    "receptive_field",
+    "support",
 ]
