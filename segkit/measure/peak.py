@@ -43,13 +43,13 @@ class PeakMemory:
             the module of what it is the gradient of. Not in a submodule: ``(model)``, the model's own
             forward; ``(step)``, the loss; ``(optimizer)``; ``(input)``.
         alive: the same bytes by (module, kind).
-        alive_at: ``alive_at(i)`` is the same for entry ``i`` of the timeline.
         timeline: live bytes after every operator that allocated, see `Timeline`; ``timeline.peak`` is the
             index.
         measured: on a GPU, the bytes that a real step took (``torch.cuda.max_memory_allocated``); otherwise
             None.
         workspace: on a GPU, operators that allocated memory of their own out of the tracker's sight (cuDNN's
             workspaces), and the most bytes each did, largest first; otherwise empty.
+        alive_at: ``alive_at(i)`` is like ``alive`` for entry ``i`` of the timeline.
     """
 
     total: int
@@ -57,9 +57,9 @@ class PeakMemory:
     by_module: dict[str, int]
     alive: dict[tuple[str, str], int] = field(repr=False)
     timeline: Timeline = field(repr=False)
-    alive_at: Alive = field(repr=False, compare=False)
     measured: int | None = None
     workspace: dict[str, int] = field(default_factory=dict)
+    alive_at: Alive = field(default_factory=lambda: Alive([]), repr=False, compare=False)
 
     @property
     def forward_macs(self) -> int:
@@ -163,9 +163,9 @@ def peak_memory(
         by_module=dict(sorted(modules.items(), key=lambda item: -item[1])),
         alive=alive,
         timeline=timeline,
-        alive_at=alive_at,
         measured=measured,
         workspace=workspace,
+        alive_at=alive_at,
     )
 
 
