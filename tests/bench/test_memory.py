@@ -23,7 +23,7 @@ def test_configurations():
     assert {row.precision for row in rows} == {"fp32", "bf16"}
     for row in rows:
         assert row.model in models.MODELS
-        assert Segments(row.recompute).labels or row.recompute is None
+        assert Segments(row.recompute).chosen or row.recompute is None
 
 
 def test_predictions_are_written(tmp_path, monkeypatch, capsys):
