@@ -122,7 +122,8 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
 def test_state_dict_round_trip(name):
     torch.manual_seed(0)
     model, other = build(name, num_classes=5).eval(), build(name, num_classes=5).eval()
-    x = torch.randn(1, 3, 64, 64)
+    side = max(64, model.minimum_size)
+    x = torch.randn(1, 3, side, side)
     with torch.no_grad():
         assert not torch.equal(model(x)["out"], other(x)["out"])
         other.load_state_dict(model.state_dict())

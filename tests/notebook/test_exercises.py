@@ -151,7 +151,10 @@ def wrong_answers(exercise):
             return exercise.mistakes
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+# A notebook with a kind of exercise of its own tests that one's hints itself.
+@pytest.mark.parametrize(
+    "name", [name for name in EXERCISES if isinstance(EXERCISES[name], Value | Choice | Function)]
+)
 def test_each_typical_mistake_gets_its_own_hint(name):
     expected = wrong_answers(EXERCISES[name])
     assert len(set(expected.values())) == len(expected) >= 2
