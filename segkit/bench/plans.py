@@ -4,12 +4,15 @@ python -m segkit.bench plans --out data/measured
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from segkit import models
 from segkit.bench import _record
-from segkit.measure.peak import MIB, NOT_COUNTED, max_batch, peak_memory
+from segkit.measure.peak import MIB, NOT_COUNTED, Step, largest_batch, peak_memory
 from segkit.memory import chunked_step, frontier
 
 MODEL, BATCH, SIZE, OPTIMIZER = "ldn121-32-4", 6, (768, 768), "amsgrad"  # of the paper's Table 12
@@ -66,6 +69,16 @@ def simulate(recompute: str | None, step: str, precision: str, options: dict) ->
     }
 
 
+def largest_batches(model: nn.Module, crop: int, step: Step | None) -> dict[str, int]:
+    """The largest batch by GiB; all budgets share the simulated peaks."""
+
+    @functools.cache
+    def peak_of(batch: int) -> int:
+        return peak_memory(model, batch, (crop, crop), step=step, optimizer=OPTIMIZER).total
+
+    return {str(gib): largest_batch(peak_of, gib * 2**30) for gib in BUDGETS}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark, prints a line for each plan, writes the result as JSON."""
     parser = argparse.ArgumentParser(prog="python -m segkit.bench plans", description=__doc__.splitlines()[0])
@@ -114,10 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             for plan, (recompute, step) in CHOICES.items():
                 model = models.build(name, device="meta", recompute=recompute)
                 for crop in CROPS:
-                    fits = {
-                        str(gib): max_batch(model, (crop, crop), gib, step=STEPS[step], optimizer=OPTIMIZER)
-                        for gib in BUDGETS
-                    }
+                    fits = largest_batches(model, crop, STEPS[step])
                     row = {
                         "model": name,
                         "plan": plan,

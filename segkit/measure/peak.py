@@ -203,25 +203,41 @@ def max_batch(
         raise ValueError(f"limit={limit!r}: give an integer of at least 1.")
     budget = budget_in_bytes(model, budget_gib, optimizer)
 
-    peaks: dict[int, int] = {}
-
-    def fits(batch: int) -> bool:
-        peaks[batch] = peak_memory(
+    @cache
+    def peak_of(batch: int) -> int:
+        return peak_memory(
             model, batch, image_size, step=step, optimizer=optimizer, precision=precision
         ).total
-        return peaks[batch] <= budget
 
+    smallest = 1
     try:
-        low = 1
-        if not fits(low):
-            return 0
+        peak_of(smallest)
     except ValueError:  # batch norm on a 1x1 map cannot train on a single image
-        low = 2
-        if not fits(low):
-            return 0
-    high = None  # the smallest batch known not to fit
+        smallest = 2
+    if peak_of(smallest) > budget:
+        return 0
+    return largest_batch(peak_of, budget, first=smallest, limit=limit)
+
+
+def largest_batch(peak_of: Callable[[int], int], budget: float, *, first: int = 1, limit: int = 4096) -> int:
+    """The largest batch whose peak stays within a budget; 0 if none does.
+
+    Args:
+        peak_of: bytes at the peak of a step with so many images; grows with them.
+        budget: bytes.
+        first: where the search begins: a batch whose peak is known already, or is thought to be near.
+        limit: where it ends.
+    """
+    peaks: dict[int, int] = {}
+    low, high = 0, None  # the largest batch known to fit, the smallest known not to
+    guess = first
     while low < limit and (high is None or high - low > 1):
-        guess = 2 * low if len(peaks) < 2 else _line(peaks, budget)
+        peaks[guess] = peak_of(guess)
+        if peaks[guess] <= budget:
+            low = guess
+        else:
+            high = guess
+        guess = _line(peaks, budget)
         # The peak is close to a straight line in the batch; where the line points outside of what is still
         # open, plain bisection goes on.
         top = limit if high is None else high - 1
@@ -229,10 +245,6 @@ def max_batch(
             guess = low + 1 if guess <= low else top
         if high is not None and len(peaks) > 6:
             guess = (low + high) // 2
-        if fits(guess):
-            low = guess
-        else:
-            high = guess
     return low
 
 
@@ -255,7 +267,13 @@ def budget_in_bytes(model: nn.Module, budget_gib: float, optimizer: str | None) 
 
 
 def _line(peaks: dict[int, int], budget: float) -> int:
-    """Where the straight line through the two largest measured batches meets the budget."""
+    """Where the straight line through the two largest measured batches meets the budget.
+
+    With one measured batch only: its half or its double.
+    """
+    if len(peaks) == 1:
+        ((only, peak),) = peaks.items()
+        return 2 * only if peak <= budget else only // 2
     a, b = sorted(peaks)[-2:]
     slope = (peaks[b] - peaks[a]) / (b - a)
     return int(a + (budget - peaks[a]) / slope) if slope > 0 else 2 * b

@@ -96,8 +96,6 @@ def plan(
     budget = budget_in_bytes(model, budget_gib, optimizer)
     search = _Search(model, batch_size, image_size, step=step, optimizer=optimizer, precision=precision)
     found = search.within(budget, (1.2, 1.1, 1.05, *FACTORS))
-    if found is not None:
-        found = search.pruned(found, budget)
     if found is None:
         leanest = search.leanest()
         raise ValueError(
@@ -106,7 +104,7 @@ def plan(
             f"smaller batch or image, step=segkit.memory.chunked_step, precision='bf16' or an optimizer with "
             f"less state."
         )
-    return found
+    return search.pruned(found, budget)
 
 
 def frontier(

@@ -1,7 +1,11 @@
-"""What two or more architectures share: batch norm, BN-ReLU-convolution, input checks, initialization."""
+"""What two or more architectures share: batch norm, BN-ReLU-convolution, input checks, initial weights."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
@@ -147,6 +151,21 @@ class CatBNReLUConv(BNReLUConv):
         return self.conv(norm_relu_of_cat(self.norm, features, self.segment))
 
 
+class Stage(nn.Sequential):
+    """Units in a row, each a segment ``unit`` that can be recomputed, all together a ``block``."""
+
+    def __init__(self, *units: nn.Module, segment: Segments, place: str) -> None:
+        super().__init__(*units)
+        self.segment, self.place = segment, place
+        for label in ("unit", "block"):
+            segment.offer(label, place, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self:
+            x = self.segment("unit", unit, x, place=self.place)
+        return x
+
+
 def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear interpolation to (H, W), pixels seen as areas (corners not aligned)."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -178,3 +197,43 @@ def initialize(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class FromScratch(nn.Module):
+    """A network for which there are no ImageNet weights."""
+
+    def load_imagenet(self) -> None:
+        """Raises ValueError: there are no ImageNet weights for this network."""
+        raise ValueError(
+            f"There are no ImageNet weights for {type(self).__name__}, which is trained from scratch; use "
+            f"weights='none'."
+        )
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """None: no parameter came from ImageNet weights."""
+        return []
+
+
+def imagenet(model: nn.Module, name: str, load: Callable[[Any], Any]) -> Any:
+    """torchvision's ImageNet weights (IMAGENET1K_V1) of one of its networks, from the cache or the net.
+
+    Args:
+        model: what they are for.
+        name: of torchvision's network.
+        load: ``load(weights)`` gets them in the form wanted; its result is returned.
+
+    Raises:
+        ValueError: if ``model`` is on the meta device.
+        RuntimeError: if they cannot be had; says how to go on.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("A model on the meta device holds no weights; use weights='none' or a real device.")
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        return load(weights)
+    except Exception as error:  # no network, no permission, a broken file: the cure is the same
+        raise RuntimeError(
+            f"Could not load torchvision's ImageNet weights for {name}: {error}. Download {weights.url} by "
+            f"hand into {torch.hub.get_dir()}/checkpoints (replacing a broken file there), or use "
+            f"weights='none'."
+        ) from error

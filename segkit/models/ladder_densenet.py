@@ -12,7 +12,15 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BatchNorm, BNReLUConv, CatBNReLUConv, check_images, initialize, upsample
+from segkit.models.blocks import (
+    BatchNorm,
+    BNReLUConv,
+    CatBNReLUConv,
+    check_images,
+    imagenet,
+    initialize,
+    upsample,
+)
 from segkit.models.densenet import DenseNet
 
 LADDER_LABELS = ("tu", "skip", "blend", "spp", "nested")  # of segments that there are above any backbone
@@ -275,19 +283,9 @@ class Ladder(nn.Module):
                 "ImageNet weights do not fit the backbone of paper_count=True, which lacks some 1x1 "
                 "convolutions; leave out paper_count or use weights='none'."
             )
-        if any(parameter.is_meta for parameter in self.backbone.parameters()):
-            raise ValueError(
-                "A model on the meta device holds no weights; use weights='none' or a real device."
-            )
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-        try:
-            pretrained = torchvision.models.get_model(name, weights=weights, progress=False)
-        except Exception as error:  # no network, no permission, a broken file: the cure is the same
-            raise RuntimeError(
-                f"Could not load torchvision's ImageNet weights for {name}: {error}. Download {weights.url} "
-                f"by hand into {torch.hub.get_dir()}/checkpoints (replacing a broken file there), or use "
-                f"weights='none'."
-            ) from error
+        pretrained = imagenet(
+            self, name, lambda weights: torchvision.models.get_model(name, weights=weights, progress=False)
+        )
         state = getattr(pretrained, "features", pretrained).state_dict()
         self.backbone.load_state_dict({key: state[key] for key in self.backbone.state_dict()})
         self.pretrained = True

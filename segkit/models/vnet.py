@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
 from segkit.memory.reversible import ReversibleSequence, ReversibleUnit
-from segkit.models.blocks import check_images, initialize, upsample
+from segkit.models.blocks import FromScratch, check_images, initialize, upsample
 
 POOLS = (3, 5, 7)
 
@@ -102,7 +102,7 @@ def v_modules(count: int, width: int, dilations: tuple[int, ...], *, second: boo
     )
 
 
-class VNet(nn.Module):
+class VNet(FromScratch):
     """VNet, Table 1.
 
     ``forward(x)`` takes normalized images (B, 3, H, W) of at least 8 pixels a side and returns ``{"out":
@@ -204,13 +204,3 @@ class VNet(nn.Module):
         for unit in stage.units:
             x1, x2 = self.segment("unit", unit, x1, x2, place=place)
         return torch.cat([x1, x2], dim=1)
-
-    def load_imagenet(self) -> None:
-        """Raises ValueError: there are no ImageNet weights for this network."""
-        raise ValueError(
-            "There are no ImageNet weights for VNet, which is trained from scratch; use weights='none'."
-        )
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """None: no parameter came from ImageNet weights."""
-        return []

@@ -22,6 +22,11 @@ from segkit.notebook.sweep import MIB, Moment, Part, place_of, spoken, where
 MATTERS = MIB  # bytes; the figures of a step leave out operators that allocate less
 
 
+def _mark(label: str, marker: str, size: float, **style) -> Line2D:
+    """A legend's entry for points."""
+    return Line2D([], [], marker=marker, markersize=size, label=label, **{"linestyle": "", **style})
+
+
 def _thousands(axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
@@ -197,18 +202,9 @@ def toy_dots(steps: Mapping[str, Sequence[Moment]]) -> Figure:
             axis.spines[spine].set_visible(False)
     panels[0].set_ylim(rows - 0.4, -1.5)
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=8, color=BLUE, label="kept in the forward pass"),
-        Line2D([], [], marker="s", linestyle="", markersize=7.5, color=ORANGE, label="computed again"),
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            markersize=8,
-            markerfacecolor="white",
-            markeredgecolor="#bbbbbb",
-            label="not there",
-        ),
+        _mark("kept in the forward pass", "o", 8, color=BLUE),
+        _mark("computed again", "s", 7.5, color=ORANGE),
+        _mark("not there", "o", 8, markerfacecolor="white", markeredgecolor="#bbbbbb"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -262,18 +258,9 @@ def unit_labels(rows: Mapping[str, Kept], maps: int, k: int) -> Figure:
     for spine in ("left", "bottom"):
         axis.spines[spine].set_visible(False)
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=9, color=BLUE, label="kept for this unit"),
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            markersize=9,
-            markerfacecolor="white",
-            markeredgecolor="#999999",
-            label="not kept",
-        ),
-        Line2D([], [], marker="o", linestyle="", markersize=9, color=LIGHT, label="on the shared list"),
+        _mark("kept for this unit", "o", 9, color=BLUE),
+        _mark("not kept", "o", 9, markerfacecolor="white", markeredgecolor="#999999"),
+        _mark("on the shared list", "o", 9, color=LIGHT),
         Patch(facecolor="#fbe3cf", edgecolor=ORANGE, label="a segment"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
@@ -315,30 +302,11 @@ def dumbbells(rows: Sequence[tuple[str, float | None, float, bool]], *, xlabel: 
     axis.set_xlabel(xlabel)
     _thousands(axis.xaxis)
     handles = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            markersize=7.5,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label="paper",
-        ),
-        Line2D([], [], marker="o", linestyle="", markersize=7.5, color=BLUE, label="ours"),
+        _mark("paper", "o", 7.5, markerfacecolor="white", markeredgecolor="black"),
+        _mark("ours", "o", 7.5, color=BLUE),
     ]
     if not all(agrees for *_, agrees in rows):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                marker="D",
-                linestyle="",
-                markersize=7,
-                color=ORANGE,
-                label="ours, outside the tolerance",
-            )
-        )
+        handles.append(_mark("ours, outside the tolerance", "D", 7, color=ORANGE))
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
     return figure
 
@@ -370,27 +338,9 @@ def memory_against_work(
     axis.set_ylabel("peak memory, MiB")
     _thousands(axis.yaxis)
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=7.5, color=BLUE, label="convolutions done again"),
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle=":",
-            markersize=6,
-            color=BLUE,
-            markerfacecolor="white",
-            label="the same without early stop",
-        ),
-        Line2D(
-            [],
-            [],
-            marker="x",
-            linestyle="",
-            markersize=7.5,
-            color=ORANGE,
-            markeredgewidth=2,
-            label="the paper's time",
-        ),
+        _mark("convolutions done again", "o", 7.5, color=BLUE),
+        _mark("the same without early stop", "o", 6, color=BLUE, markerfacecolor="white", linestyle=":"),
+        _mark("the paper's time", "x", 7.5, color=ORANGE, markeredgewidth=2),
     ]
     axis.legend(handles=handles, loc="upper right", frameon=False)
     return figure

@@ -5,8 +5,6 @@ import io
 import pytest
 import torch
 import torchvision
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
@@ -224,14 +222,11 @@ def every_figure():
     yield figure
 
 
-def test_every_figure_has_room_for_its_texts(recwarn):
+def test_every_figure_has_room_for_its_texts(recwarn, assert_room):
     for figure in every_figure():
         picture = Image.open(io.BytesIO(plots.png(figure)))
         assert picture.width in (900, 450) and picture.height < 1000
-        renderer, frame = FigureCanvasAgg(figure).get_renderer(), figure.bbox.expanded(1.005, 1.01)
-        for artist in [*figure.axes, *figure.findobj(Legend)]:
-            box = artist.get_tightbbox(renderer)
-            assert frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+        assert_room(figure)
     assert not [str(warning.message) for warning in recwarn]
 
 

@@ -6,8 +6,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -50,15 +48,12 @@ def every_figure(scene):
     yield plots.prediction_strip(image, {"1/8": truth, "1/4": truth}, truth, SPACE)
 
 
-def test_every_figure_is_a_png_of_notebook_width_with_room_for_its_texts(scene, recwarn):
+def test_every_figure_is_a_png_of_notebook_width_with_room_for_its_texts(scene, recwarn, assert_room):
     for figure in every_figure(scene):
         picture = Image.open(io.BytesIO(plots.png(figure)))
         assert picture.format == "PNG" and picture.width == 900 and picture.height < 1200
         assert "Software" not in picture.info
-        renderer, frame = FigureCanvasAgg(figure).get_renderer(), figure.bbox.expanded(1.005, 1.01)
-        for artist in [*figure.axes, *figure.findobj(Legend)]:
-            box = artist.get_tightbbox(renderer)
-            assert frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1), texts(artist)
+        assert_room(figure)
     assert not [str(warning.message) for warning in recwarn], (
         "a glyph that the font lacks, a layout that failed"
     )

@@ -7,8 +7,6 @@ import math
 
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -286,14 +284,11 @@ def explorer(batches, paper):
     return figure
 
 
-def test_every_figure_has_room_for_its_texts(plain, lean, recwarn):
+def test_every_figure_has_room_for_its_texts(plain, lean, recwarn, assert_room):
     for figure in every_figure(plain, lean):
         picture = Image.open(io.BytesIO(plots.png(figure, small=False)))
         assert picture.width in (900, 450) and picture.height < 1000
-        renderer, frame = FigureCanvasAgg(figure).get_renderer(), figure.bbox.expanded(1.005, 1.01)
-        for artist in [*figure.axes, *figure.findobj(Legend)]:
-            box = artist.get_tightbbox(renderer)
-            assert frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+        assert_room(figure)
     assert not [str(warning.message) for warning in recwarn]
 
 

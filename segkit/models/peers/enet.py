@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images
+from segkit.models.blocks import FromScratch, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -99,7 +99,7 @@ class Bottleneck(nn.Module):
         return self.activation(main + x)
 
 
-class ENet(nn.Module):
+class ENet(FromScratch):
     """A large encoder, and a small decoder that unpools to where the encoder's max-pools found their maxima.
 
     ``forward(x)`` takes normalized images (B, 3, H, W), H and W divisible by 8, and returns ``{"out": logits
@@ -174,13 +174,3 @@ class ENet(nn.Module):
         for unit in self.stage5:
             x = self.segment("unit", unit, x, place="5")  # (B, 16, H/2, W/2)
         return {"out": self.logits(x)}  # (B, num_classes, H, W)
-
-    def load_imagenet(self) -> None:
-        """Raises ValueError: there are no ImageNet weights for this network."""
-        raise ValueError(
-            "There are no ImageNet weights for ENet, which is trained from scratch; use weights='none'."
-        )
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """None: no parameter came from ImageNet weights."""
-        return []

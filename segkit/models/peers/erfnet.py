@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images
+from segkit.models.blocks import FromScratch, Stage, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -61,21 +61,6 @@ class NonBottleneck1D(nn.Module):
         return F.relu(x + self.main(x), inplace=True)
 
 
-class Stage(nn.Sequential):
-    """Non-bottleneck-1D units in a row, each a segment that can be recomputed."""
-
-    def __init__(self, *units: NonBottleneck1D, segment: Segments, place: str) -> None:
-        super().__init__(*units)
-        self.segment, self.place = segment, place
-        for label in ("unit", "block"):
-            segment.offer(label, place, self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for unit in self:
-            x = self.segment("unit", unit, x, place=self.place)
-        return x
-
-
 class Upsampler(nn.Module):
     """Transposed 3x3 convolution with stride 2, norm, ReLU."""
 
@@ -89,7 +74,7 @@ class Upsampler(nn.Module):
         return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
-class ERFNet(nn.Module):
+class ERFNet(FromScratch):
     """Encoder down to H/8, of factorized residual units, and a small decoder without skip connections.
 
     ``forward(x, *, auxiliary=None)`` takes normalized images (B, 3, H, W), H and W divisible by 8, and
@@ -169,10 +154,6 @@ class ERFNet(nn.Module):
     def load_imagenet(self) -> None:
         """Raises ValueError: torchvision has no ImageNet weights for this encoder."""
         raise ValueError("torchvision has no ImageNet weights for ERFNet; use weights='none'.")
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """None: no parameter came from ImageNet weights."""
-        return []
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

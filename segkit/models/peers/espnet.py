@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images
+from segkit.models.blocks import FromScratch, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -60,7 +60,7 @@ class ESP(nn.Module):
         return self.activation(x + out if self.residual else out)
 
 
-class ESPNet(nn.Module):
+class ESPNet(FromScratch):
     """ESP modules at H/4 and H/8, the image itself fed in anew at each resolution, and a light decoder.
 
     ``forward(x)`` takes normalized images (B, 3, H, W), H and W divisible by 8, and returns ``{"out": logits
@@ -145,13 +145,3 @@ class ESPNet(nn.Module):
         x = self.up2(self.segment("unit", self.combine2, x, place="up"))  # (B, C, H/2, W/2)
         x = self.combine1(torch.cat([x, level1], dim=1))  # (B, C, H/2, W/2)
         return {"out": self.logits(x)}  # (B, C, H, W)
-
-    def load_imagenet(self) -> None:
-        """Raises ValueError: there are no ImageNet weights for this network."""
-        raise ValueError(
-            "There are no ImageNet weights for ESPNet, which is trained from scratch; use weights='none'."
-        )
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """None: no parameter came from ImageNet weights."""
-        return []

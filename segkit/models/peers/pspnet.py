@@ -14,24 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images, upsample
+from segkit.models.blocks import FromScratch, Stage, check_images, upsample
 
 DEPTHS = (50, 101, 152)
-
-
-class Stage(nn.Sequential):
-    """Residual bottlenecks in a row, each a segment that can be recomputed."""
-
-    def __init__(self, *bottlenecks: nn.Module, segment: Segments, place: str) -> None:
-        super().__init__(*bottlenecks)
-        self.segment, self.place = segment, place
-        for label in ("unit", "block"):
-            segment.offer(label, place, self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for bottleneck in self:
-            x = self.segment("unit", bottleneck, x, place=self.place)
-        return x
 
 
 class PyramidPooling(nn.Module):
@@ -59,7 +44,7 @@ class PyramidPooling(nn.Module):
         return torch.cat([x, *levels], dim=1)
 
 
-class PSPNet(nn.Module):
+class PSPNet(FromScratch):
     """A dilated ResNet with features at H/8, pyramid pooling, a 3x3 convolution and bilinear upsampling.
 
     ``forward(x, *, auxiliary=None)`` takes normalized images (B, 3, H, W) of at least 8 pixels a side and
@@ -167,10 +152,6 @@ class PSPNet(nn.Module):
             f"torchvision's ImageNet weights for resnet{self.depth} do not fit PSPNet's stem of three 3x3 "
             f"convolutions; use weights='none'."
         )
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """None: no parameter came from ImageNet weights."""
-        return []
 
 
 def _conv_norm_relu(channels: int, width: int, kernel: int, *, stride: int = 1) -> list[nn.Module]:

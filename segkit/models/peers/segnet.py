@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images, initialize
+from segkit.models.blocks import check_images, imagenet, initialize
 
 # VGG16's convolutions: maps out, stage by stage; a 2x2 max-pool ends each stage
 ENCODER = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -107,19 +107,9 @@ class SegNet(nn.Module):
             ValueError: if the model is on the meta device.
             RuntimeError: if they cannot be had; says how to go on.
         """
-        if any(parameter.is_meta for parameter in self.parameters()):
-            raise ValueError(
-                "A model on the meta device holds no weights; use weights='none' or a real device."
-            )
-        weights = torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1
-        try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
-        except Exception as error:  # no network, no permission, a broken file: the cure is the same
-            raise RuntimeError(
-                f"Could not load torchvision's ImageNet weights for vgg16_bn: {error}. Download "
-                f"{weights.url} by hand into {torch.hub.get_dir()}/checkpoints (replacing a broken file "
-                f"there), or use weights='none'."
-            ) from error
+        state = imagenet(
+            self, "vgg16_bn", lambda weights: weights.get_state_dict(progress=False, check_hash=True)
+        )
         with torch.device("meta"):  # for the names: the same layers in the same order as here
             theirs = torchvision.models.vgg16_bn(weights=None).features.state_dict()
         for ours, name in zip(self.encoder.state_dict().values(), theirs, strict=True):
