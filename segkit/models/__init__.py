@@ -12,11 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 from segkit.models.dpn import ladder_dpn68
 from segkit.models.ladder_densenet import ladder_densenet
+from segkit.models.peers.ddrnet import DDRNet
 from segkit.models.peers.enet import ENet
 from segkit.models.peers.erfnet import ERFNet
 from segkit.models.peers.espnet import ESPNet
+from segkit.models.peers.hardnet import FCHarDNet
+from segkit.models.peers.lraspp import LRASPPMobileNetV3
 from segkit.models.peers.pspnet import PSPNet
+from segkit.models.peers.regnet import DilatedRegNetY
 from segkit.models.peers.segnet import SegNet
+from segkit.models.peers.swiftnet import SwiftNet
+from segkit.models.regseg import DILATIONS, RegSeg
+from segkit.models.regseg_decoders import DECODERS
 from segkit.models.resnet import ladder_resnet
 from segkit.models.vnet import VNet
 
@@ -66,7 +73,26 @@ _VNET: dict[str, Callable[..., nn.Module]] = {
     "pspnet-r101": partial(PSPNet, 101),
 }
 
-MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN, **_VNET}
+# RegSeg: "Rethink Dilated Convolution for Real-time Semantic Segmentation".
+_REGSEG: dict[str, Callable[..., nn.Module]] = {
+    "regseg": RegSeg,
+    # Table 4's rows, trained with the decoder that Table 5 calls sum+3x3 (the authors' code)
+    **{f"regseg-row{row}": partial(RegSeg, dilations=DILATIONS[row], decoder="sum3x3") for row in DILATIONS},
+    "regnety-600mf": partial(DilatedRegNetY, decoder="sum3x3"),  # row 10
+    # Table 5's decoders, on the backbone of row 2 (the authors' code); sum+3x3 on it is regseg-row2
+    **{
+        f"regseg-{decoder}": partial(RegSeg, dilations=DILATIONS[2], decoder=decoder)
+        for decoder in DECODERS
+        if decoder not in ("regseg", "sum3x3")
+    },
+    # Tables 9 and 10
+    "ddrnet23": DDRNet,
+    "lraspp-mobilenetv3": LRASPPMobileNetV3,
+    "fc-hardnet70": FCHarDNet,
+    "swiftnet-rn18": SwiftNet,
+}
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN, **_VNET, **_REGSEG}
 
 
 def build(

@@ -24,6 +24,17 @@ ONE_PER_CODE_PATH = (
     "espnet",
     "erfnet",
     "segnet",
+    "regseg",
+    "regseg-row3",  # four branches, sum+3x3
+    "regseg-concat-yblock",
+    "regseg-lraspp",
+    "regseg-sfnet",
+    "regseg-bisenet",
+    "regnety-600mf",
+    "ddrnet23",
+    "lraspp-mobilenetv3",
+    "fc-hardnet70",
+    "swiftnet-rn18",
 )
 
 

@@ -32,6 +32,12 @@ AUXILIARY = {
     "segnet": "",
     "pspnet-r50": "res4",
     "pspnet-r101": "res4",
+    **{name: "" for name in MODELS if name.startswith("regseg")},
+    "regnety-600mf": "",
+    "ddrnet23": "",
+    "lraspp-mobilenetv3": "",
+    "fc-hardnet70": "",
+    "swiftnet-rn18": "",
 }
 
 
@@ -60,6 +66,10 @@ def test_names_are_the_documented_ones():
         "lddn121-8-4",
         "lddn121-16-4",
         *("vnet", "vnet-018", "enet", "espnet", "erfnet", "segnet", "pspnet-r50", "pspnet-r101"),
+        *("regseg", "regnety-600mf", *(f"regseg-row{row}" for row in range(1, 10))),
+        *(f"regseg-{fusion}" for fusion in ("sum1x1", "concat1x1", "concat3x3", "concat-yblock")),
+        *("regseg-lraspp", "regseg-sfnet", "regseg-bisenet"),
+        *("ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
     }
     assert documented <= set(MODELS)
 
@@ -118,7 +128,10 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
         assert parameter.grad.any(), f"gradient of {name} is zero"
 
 
-@one_of_each_kind("ldn121-64-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50")
+@one_of_each_kind(
+    *("ldn121-64-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50"),
+    *("regseg", "ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
+)
 def test_state_dict_round_trip(name):
     torch.manual_seed(0)
     model, other = build(name, num_classes=5).eval(), build(name, num_classes=5).eval()
