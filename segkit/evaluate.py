@@ -21,7 +21,7 @@ from segkit import data
 from segkit.console import command, key_value, literal
 from segkit.data.labels import LabelSpace
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
-from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
+from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES, REDUCED_WITHOUT
 from segkit.training.distributed import choose_device
 from segkit.training.inputs import AtResolution
 from segkit.training.state import write_text
@@ -141,6 +141,9 @@ def _run(args: argparse.Namespace) -> None:
     at = "" if resolution == 1 else f" at {resolution:g} of its size"
     print(f"{args.checkpoint} on {name} {dataset.split}{at}")
     print(result)
+    if result.reduced_miou is not None:
+        left_out = ", ".join(REDUCED_WITHOUT)
+        print(f"\nreduced mIoU, without {left_out} (RegSeg, Sec. 4.3): {100 * result.reduced_miou:.2f}")
     if args.json:
         values = {
             "checkpoint": str(args.checkpoint),

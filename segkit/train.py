@@ -6,6 +6,7 @@ Each field of a recipe is an option, and so is what concerns only this run. Exam
     python -m segkit.train ldn_camvid --data-dir ~/data --epochs 10 --crop 352x480
     torchrun --nproc-per-node 2 -m segkit.train ldn_cityscapes --data-dir ~/data
     python -m segkit.train ldn_cityscapes --data-dir ~/data --resume
+    python -m segkit.train regseg_camvid_finetune --data-dir ~/data --weights runs/RUN/final.pt
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from segkit.training.recipes import near
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
-def _two_numbers(text: str) -> tuple[float, float]:
-    try:
-        first, second = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, such as 0.5,2") from None
-    return first, second
+def _two(kind: type) -> Callable[[str], tuple]:
+    """Reads A,B as two numbers of a kind."""
+
+    def read(text: str) -> tuple:
+        try:
+            first, second = map(kind, text.split(","))
+        except ValueError:
+            which = "two whole numbers, such as 400,1600" if kind is int else "two numbers, such as 0.5,2"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {which}") from None
+        return first, second
+
+    return read
 
 
 def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
     """An option for each field of a recipe; ``shown`` gives the defaults that the help prints."""
-    said = f"defaults are those of {shown.name}; Sec., Fig. and Table are the Ladder-DenseNet paper's"
+    said = f"defaults are those of {shown.name}; Sec., Fig. and Table are those of Ladder-DenseNet"
     group = parser.add_argument_group("the recipe", said)
     kinds = get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
@@ -47,10 +54,10 @@ def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is tuple:
-            number = get_args(kind)[0]
-            whole = number is int
-            options = {"type": size if whole else _two_numbers, "metavar": "HxW" if whole else "A,B"}
-            default = ("x" if whole else ",").join(map(str, default))
+            of_image = field.name == "crop"
+            options = {"type": size if of_image else _two(get_args(kind)[0])}
+            options["metavar"] = "HxW" if of_image else "A,B"
+            default = ("x" if of_image else ",").join(map(str, default))
         elif get_origin(kind) is dict:
             options = {"type": key_value, "metavar": "KEY=VALUE", "nargs": "+"}
             default = " ".join(f"{key}={value}" for key, value in default.items())
@@ -92,10 +99,11 @@ def _parser(shown: Recipe) -> argparse.ArgumentParser:
 
 
 def _list() -> None:
+    width = max(map(len, RECIPES))
     for name, each in RECIPES.items():
         print(
-            f"{name:20} {each.model} on {each.dataset}, {each.epochs} epochs, batch {each.batch_size}, "
-            f"crop {each.crop[0]}x{each.crop[1]}, weights {each.weights}"
+            f"{name:{width}} {each.model} on {each.dataset}, {each.epochs} epochs, batch {each.batch_size}, "
+            f"crop {each.crop[0]}x{each.crop[1]}, weights {each.weights or 'to be given'}"
         )
 
 
@@ -129,6 +137,8 @@ def _report(run: Run, chosen: Recipe) -> None:
         return
     result = run.evaluation
     line = f"{chosen.final_split} mIoU {100 * result.miou:.2f} %"
+    if result.reduced_miou is not None:
+        line += f", reduced mIoU {100 * result.reduced_miou:.2f} %"
     line += f", pixel accuracy {100 * result.pixel_accuracy:.2f} %"
     if result.category_iou is not None:
         line += f", category IoU {100 * result.category_iou:.2f} %"

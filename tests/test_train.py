@@ -79,6 +79,16 @@ def test_a_whole_run_stopped_and_resumed(command, tmp_path, capsys):
             "ldn121-64-",
         ),
         (["ldn_streets", "--device", "gpu"], "no device is called 'gpu'"),
+        (
+            ["regseg_camvid_finetune"],
+            "regseg_camvid_finetune starts from a regseg trained on other data, and weights names none: "
+            "python -m segkit.train regseg_camvid_finetune --weights runs/RUN/final.pt",
+        ),
+        (
+            ["regseg_camvid_finetune", "--weights", "no.pt"],
+            "weights: there is no file no.pt; give the final.pt",
+        ),
+        (["regseg_streets", "--rand-magnitude", "1.5"], "rand_magnitude must be between 0 and 1, not 1.5"),
         (["ldn_streets", "--schedule", "linear"], "schedule is 'cosine' or 'poly', not 'linear'"),
         (
             [
@@ -117,6 +127,8 @@ def test_errors_are_one_sentence(arguments, message, capsys, tmp_path, monkeypat
             "'3,4,5' is not HEIGHTxWIDTH, such as 352x480, nor one number for a square",
         ),
         (["ldn_streets", "--scale", "2"], "'2' is not two numbers, such as 0.5,2"),
+        (["ldn_streets", "--short-side", "0.5,2"], "'0.5,2' is not two whole numbers, such as 400,1600"),
+        (["ldn_streets", "--short-side", "400"], "'400' is not two whole numbers"),
         (["ldn_streets", "--dataset-options", "train"], "'train' is not KEY=VALUE"),
     ],
 )
@@ -150,6 +162,24 @@ def test_an_unfinished_run_is_safe(command, capsys):
     assert command("--epochs", "3", "--resume") == 2
     assert "epochs: here 3, there 1" in capsys.readouterr().err
     assert command("--epochs", "3", "--max-minutes", "0", "--overwrite") == 0
+
+
+def test_reduced_miou_is_told_where_there_is_one(tmp_path, capsys):
+    data = ["--dataset-options", "size=32x64", "train=4", "val=2", "--data-dir", str(tmp_path / "data")]
+    options = ["--crop", "32x64", "--short-side", "24,48", "--class-uniform", "0", "--epochs", "1", *SMALL]
+    options += ["--batch-size", "4", "--device", "cpu", "--out-dir", str(tmp_path / "run")]
+    assert train.main(["regseg_streets", *options, "--warmup-steps", "0", *data]) == 0
+    _, last = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())["evaluation"]
+    assert f"%, reduced mIoU {100 * result['reduced_miou']:.2f} %, pixel accuracy" in last
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert logged[-1]["reduced_miou"] == result["reduced_miou"]
+    checkpoint = ["--checkpoint", str(tmp_path / "run" / "final.pt"), "--device", "cpu"]
+    assert evaluate.main([*checkpoint, "--data-dir", str(tmp_path / "data")]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == (
+        f"reduced mIoU, without truck, bus, train (RegSeg, Sec. 4.3): {100 * result['reduced_miou']:.2f}"
+    )
 
 
 def test_memory_is_spared_and_changed_on_the_way(command, tmp_path, capsys):
@@ -193,6 +223,10 @@ def test_options_become_fields():
     assert (made.schedule, made.optimizer) == ("cosine", "adam")
     made = parsed("ldn_streets", "--dataset", "cityscapes", "--dataset-options", "num_classes=20")
     assert made.dataset_options == {"num_classes": 20}
+    made = parsed("regseg_streets", "--short-side", "50,100", "--class-uniform-without", "train,bus")
+    assert (made.short_side, made.class_uniform_without) == ((50, 100), "train,bus")
+    made = parsed("regseg_camvid_finetune", "--weights", "runs/x/final.pt", "--decay-batchnorm")
+    assert (made.weights, made.decay_batchnorm) == ("runs/x/final.pt", True)
     for name in RECIPES:
         assert parsed(name) == RECIPES[name]
 

@@ -128,6 +128,16 @@ class PairDataset(Dataset):
             sample["instances"] = InstanceMask(torch.from_numpy(instances))  # (H, W)
         return sample
 
+    def label_map(self, index: int) -> tv_tensors.Mask:
+        """The labels of one pair as in `dataset[index]["labels"]`; the image is not read, which is slow.
+
+        Raises:
+            FileNotFoundError, ValueError: as `dataset[index]`, for the label file.
+        """
+        pair = self.pairs[index]
+        labels = self._looked_up(pair, _decode(pair.labels, "label file", LABEL_MODES))
+        return tv_tensors.Mask(torch.from_numpy(labels))
+
     def verify(self, *, limit: int | None = None, workers: int | None = None) -> Summary:
         """Decodes every pair and checks it whole.
 
@@ -181,6 +191,11 @@ class PairDataset(Dataset):
         image, values, *rest = (_decode(path, role, modes) for path, role, modes in self._files(pair))
         paths = [path for path, *_ in self._files(pair)]
         _same_size({path: array.shape[:2] for path, array in zip(paths, (image, values, *rest), strict=True)})
+        labels = self._looked_up(pair, values)
+        return image, labels, rest[0].astype(np.int32) if rest else None
+
+    def _looked_up(self, pair: Pair, values: np.ndarray) -> np.ndarray:
+        """The train ids uint8 (H, W) of a label file's values."""
         labels = self._train_ids[values]
         if labels.min() < 0:
             row, column = np.argwhere(labels < 0)[0]
@@ -189,7 +204,7 @@ class PairDataset(Dataset):
                 f"{pair.labels}: label value {value} at row {row}, column {column} has no meaning; "
                 f"{self.space.name!r} uses {known}. Correct the file"
             )
-        return image, labels.astype(np.uint8), rest[0].astype(np.int32) if rest else None
+        return labels.astype(np.uint8)
 
 
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:

@@ -1,9 +1,11 @@
 """Augmentation and normalization, on samples whose images and label maps are `tv_tensors`.
 
 A sample is a dict as the data sets return it: "image" (`tv_tensors.Image`, uint8 (3, H, W)), "labels"
-(`tv_tensors.Mask`, uint8 (H, W)), perhaps "instances" (`InstanceMask`, int32 (H, W)), and strings, which pass
-through. torchvision's own `transforms.v2` do the flip and the crop; only the rescaling is ours, because
-torchvision has none that multiplies an image's own size by a random factor.
+(`tv_tensors.Mask`, uint8 (H, W)), perhaps "instances" (`InstanceMask`, int32 (H, W)), perhaps "point"
+(`tv_tensors.KeyPoints`, x and y of a place that the crop shall hold), and strings, which pass through.
+torchvision's own `transforms.v2` do the flip and the padding; ours are the rescaling, because torchvision has
+none that multiplies an image's own size by a random factor or draws its short side from a whole range, and
+the crop around a point.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from segkit.data.augment import MEAN_PIXEL, RandAugment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of red, green and blue on ImageNet, pixels in [0, 1]."""
@@ -89,12 +93,96 @@ class RandomRescale(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resizes one image or map."""
-        size = params["size"]
-        if isinstance(inpt, tv_tensors.Mask):
-            plain = inpt.as_subclass(Tensor).unsqueeze(0)  # (1, H, W): resized as an image of one channel
-            plain = F.resize(plain, size, interpolation=InterpolationMode.NEAREST_EXACT)
-            return tv_tensors.wrap(plain.squeeze(0), like=inpt)
-        return F.resize(inpt, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return _resized(inpt, params["size"])
+
+
+class RandomShortSide(v2.Transform):
+    """Resizes so that the short side is a whole number of pixels drawn uniformly from a range (RegSeg, 4.2).
+
+    The long side follows, rounded, so that the aspect is kept. Resampling is as in `RandomRescale`.
+
+    Args:
+        short_side: (lowest, highest), pixels, both included.
+
+    Raises:
+        ValueError: if `short_side` is not such a range.
+    """
+
+    def __init__(self, short_side: tuple[int, int]) -> None:
+        super().__init__()
+        whole = len(short_side) == 2 and all(isinstance(side, int) for side in short_side)
+        if not whole or not 1 <= short_side[0] <= short_side[1]:
+            raise ValueError(
+                "short_side must be (lowest, highest) in whole pixels with 1 <= lowest <= highest, "
+                f"got {tuple(short_side)}"
+            )
+        self.short_side = tuple(short_side)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the short side."""
+        low, high = self.short_side
+        short = int(torch.randint(low, high + 1, ()))
+        size = F.get_size(flat_inputs[0])
+        return {"size": [round(side * short / min(size)) for side in size]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes one image, map or point."""
+        return _resized(inpt, params["size"])
+
+
+def _resized(inpt: Any, size: list[int]) -> Any:
+    """An image, a map or points at another size (H, W)."""
+    if isinstance(inpt, tv_tensors.Mask):
+        plain = inpt.as_subclass(Tensor).unsqueeze(0)  # (1, H, W): resized as an image of one channel
+        plain = F.resize(plain, size, interpolation=InterpolationMode.NEAREST_EXACT)
+        return tv_tensors.wrap(plain.squeeze(0), like=inpt)
+    if isinstance(inpt, tv_tensors.Image) and size == [1, 1]:
+        # torch's antialiasing kernel for 8 bits (2.14) fails an assertion where a single pixel comes out.
+        plain = inpt.as_subclass(Tensor).float()
+        plain = F.resize(plain, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return tv_tensors.wrap(plain.round().to(inpt.dtype), like=inpt)
+    return F.resize(inpt, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+class RandomInnerCrop(v2.Transform):
+    """Crops to `size`, or to the image's own height or width where that is smaller: nothing is padded.
+
+    The window's place is uniform. Where the sample has a "point", it is uniform among all windows that hold
+    the point's pixel, then moved into the image; the point is left out of the result, as it has served.
+
+    Args:
+        size: (H, W), pixels.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Crops a sample."""
+        return {key: value for key, value in super().forward(sample).items() if key != "point"}
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the window."""
+        height, width = F.get_size(flat_inputs[0])
+        window = {"height": min(self.size[0], height), "width": min(self.size[1], width)}
+        points = [inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.KeyPoints)]
+        x, y = points[0].flatten().tolist() if points else (None, None)
+        top = _window_start(height, window["height"], y)
+        return {"top": top, "left": _window_start(width, window["width"], x), **window}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crops one image or map."""
+        return F.crop(inpt, **params)
+
+
+def _window_start(length: int, window: int, place: float | None) -> int:
+    """Where a window begins on an axis, so that it holds the place (pixels from the axis' beginning)."""
+    room = length - window
+    if place is None:
+        return int(torch.randint(0, room + 1, ()))
+    pixel = min(max(int(place), 0), length - 1)  # a place on the far edge belongs to the last pixel
+    return min(max(int(torch.randint(pixel - window + 1, pixel + 1, ())), 0), room)
 
 
 def training_transform(
@@ -121,10 +209,7 @@ def training_transform(
     Raises:
         ValueError: if an argument is outside its range.
     """
-    if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
-        raise ValueError(f"crop must be (height, width) in whole pixels above 0, got {crop}")
-    if not 0 <= flip <= 1:
-        raise ValueError(f"flip is a probability from 0 to 1, got {flip}")
+    _check_crop_and_flip(crop, flip)
     pixel = [255 * value for value in IMAGENET_MEAN] if mean_pixel is None else list(mean_pixel)
     if len(pixel) != 3 or not all(0 <= value <= 255 for value in pixel):
         raise ValueError(f"mean_pixel must be red, green, blue from 0 to 255, got {mean_pixel}")
@@ -140,3 +225,53 @@ def training_transform(
             v2.RandomCrop(tuple(crop), pad_if_needed=True, fill=fill),
         ]
     )
+
+
+def regseg_transform(
+    *,
+    crop: tuple[int, int],
+    short_side: tuple[int, int] = (400, 1600),
+    flip: float = 0.5,
+    rand_augment: int = 2,
+    rand_magnitude: float = 0.2,
+) -> v2.Compose:
+    """The augmentation of RegSeg, Sec. 4.2, in the order of its authors' code.
+
+    Random short side; crop to the given size, or the image's where that is smaller; random flip; RandAug;
+    then padding: where the crop is larger than what is left of the image, that lies at a random place in it,
+    and the rest gets the mean pixel, label 255 and instance 0. So RandAug never sees padding, but fills the
+    corners of what it turns. (For CamVid the authors pad before they crop. Without RandAug, which they leave
+    out there, images fall in the same places equally often.)
+
+    Args:
+        crop: (H, W) of the result, pixels.
+        short_side: range of the short side that images are resized to, pixels.
+        flip: probability of the left-right flip.
+        rand_augment: how many of RandAug's operations an image gets; 0 for none.
+        rand_magnitude: of each operation, from 0 to 1.
+
+    Returns:
+        A transform from sample to sample; all its randomness comes from torch's global generator. A crop
+        holds the sample's "point", where it has one.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+    """
+    _check_crop_and_flip(crop, flip)
+    fill = {tv_tensors.Image: list(MEAN_PIXEL), tv_tensors.Mask: IGNORED, InstanceMask: 0}
+    return v2.Compose(
+        [
+            RandomShortSide(short_side),
+            RandomInnerCrop(crop),
+            v2.RandomHorizontalFlip(flip),
+            RandAugment(rand_augment, rand_magnitude, fill=fill),
+            v2.RandomCrop(tuple(crop), pad_if_needed=True, fill=dict(fill)),  # only pads: see RandomInnerCrop
+        ]
+    )
+
+
+def _check_crop_and_flip(crop: tuple[int, int], flip: float) -> None:
+    if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
+        raise ValueError(f"crop must be (height, width) in whole pixels above 0, got {crop}")
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip is a probability from 0 to 1, got {flip}")

@@ -10,11 +10,18 @@ from segkit.evaluation.inference import (
     predict,
     read_checkpoint,
 )
-from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES, ConfusionMatrix, InstanceIoU
+from segkit.evaluation.metrics import (
+    CITYSCAPES_MEAN_SIZES,
+    REDUCED_WITHOUT,
+    ConfusionMatrix,
+    InstanceIoU,
+    reduced_miou,
+)
 
 __all__ = [
     "CITYSCAPES_MEAN_SIZES",
     "MULTI_SCALE",
+    "REDUCED_WITHOUT",
     "ConfusionMatrix",
     "Evaluation",
     "InstanceIoU",
@@ -24,4 +31,5 @@ __all__ = [
     "load_model",
     "predict",
     "read_checkpoint",
+    "reduced_miou",
 ]

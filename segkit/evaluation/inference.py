@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segkit import models
 from segkit.data.labels import LabelSpace
 from segkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
-from segkit.evaluation.metrics import ConfusionMatrix, InstanceIoU, reduce_over_ranks
+from segkit.evaluation.metrics import ConfusionMatrix, InstanceIoU, reduce_over_ranks, reduced_miou
 
 # "MS" in the tables of Ladder-DenseNet: five scales, each with its mirror image (Sec. 6.1).
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -59,6 +59,11 @@ class Evaluation:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    @property
+    def reduced_miou(self) -> float | None:
+        """Mean IoU without truck, bus and train (RegSeg paper, Sec. 4.3); None where the space lacks them."""
+        return reduced_miou(self.iou, self.space.classes)
+
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with None for NaN; `iou_by_class` names the matrix's rows."""
         return {
@@ -67,6 +72,7 @@ class Evaluation:
             "scales": list(self.scales),
             "flip": self.flip,
             "miou": _plain(self.miou),
+            "reduced_miou": _plain(self.reduced_miou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "category_iou": _plain(self.category_iou),
             "iiou": _plain(self.iiou),

@@ -56,6 +56,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / RESULT).is_file()
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a run that goes on in the folder takes its weights from there."""
+    return (folder / FINAL).is_file() or bool(state.checkpoints(folder))
+
+
 def _own_files(folder: Path) -> list[Path]:
     parts = folder.glob(".*.part")  # what a kill while writing leaves behind
     named = [folder / name for name in (SETTINGS, LOG, FINAL, RESULT) if (folder / name).is_file()]

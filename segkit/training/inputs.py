@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from segkit import data
-from segkit.data.sampling import Augmented, EpochBatches, collate
-from segkit.data.transforms import RandomRescale, training_transform
+from segkit.data.class_uniform import Centroids
+from segkit.data.sampling import Augmented, EpochBatches, Key, collate, read_labels
+from segkit.data.transforms import RandomRescale, regseg_transform, training_transform
 from segkit.training.distributed import World
 from segkit.training.recipes import Recipe
 
@@ -28,12 +31,20 @@ class AtResolution(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        height, width = sample["labels"].shape
-        size = {"size": [max(1, round(height * self.factor)), max(1, round(width * self.factor))]}
+        size = self._size(sample["labels"])
         return {
             key: self._rescale.transform(value, size) if isinstance(value, tv_tensors.TVTensor) else value
             for key, value in sample.items()
         }
+
+    def label_map(self, index: int) -> Tensor:
+        """The labels of a sample alone."""
+        labels = read_labels(self.dataset, index)
+        return self._rescale.transform(labels, self._size(labels))
+
+    def _size(self, labels: Tensor) -> dict[str, list[int]]:
+        height, width = labels.shape
+        return {"size": [max(1, round(height * self.factor)), max(1, round(width * self.factor))]}
 
     def verify(self, **options: Any) -> Any:
         """As the data set's own `verify`."""
@@ -81,8 +92,39 @@ class _Positions:
     def __len__(self) -> int:
         return len(self._batches())
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         return iter(self._batches())
+
+
+def augmentation(recipe: Recipe) -> v2.Compose:
+    """The random transform of the recipe: RegSeg's where it has a `short_side`, else Ladder-DenseNet's.
+
+    Raises:
+        ValueError: if a value is outside its range, or RegSeg's options are asked for without a `short_side`.
+    """
+    if any(recipe.short_side):
+        return regseg_transform(
+            crop=recipe.crop,
+            short_side=recipe.short_side,
+            flip=recipe.flip,
+            rand_augment=recipe.rand_augment,
+            rand_magnitude=recipe.rand_magnitude,
+        )
+    for name in ("rand_augment", "class_uniform"):
+        if value := getattr(recipe, name):
+            raise ValueError(
+                f"{name}={value} belongs to RegSeg's augmentation, which short_side turns on: give a range "
+                f"such as short_side=(400, 1600), or {name}=0"
+            )
+    return training_transform(crop=recipe.crop, scale=recipe.scale, flip=recipe.flip)
+
+
+def centroids(dataset: Any, recipe: Recipe) -> Centroids | None:
+    """What class-uniform sampling draws from, found by reading all labels; None where the recipe has none."""
+    if not recipe.class_uniform:
+        return None
+    left_out = [name.strip() for name in recipe.class_uniform_without.split(",")]
+    return Centroids(dataset, without=[name for name in left_out if name])
 
 
 class Batches:
@@ -96,21 +138,29 @@ class Batches:
         recipe: what to do with it.
         world: this process among all.
         workers: loading processes; None for none on the CPU (which is busy) and up to 8 beside a GPU.
+
+    Raises:
+        ValueError: if the recipe's options do not fit each other, the data, or the number of processes.
     """
 
     def __init__(self, dataset: Any, recipe: Recipe, world: World, *, workers: int | None = None) -> None:
         gpu = world.device.type == "cuda"
         if workers is None:
             workers = min(8, (os.cpu_count() or 1) // world.size) if gpu else 0
+        augmented = Augmented(dataset, augmentation(recipe))
         self._positions = _Positions(
             len(dataset),
             batch_size=world.share_of_batch(recipe.batch_size),
-            seed=recipe.seed,
+            seed=recipe.seed if recipe.data_seed == -1 else recipe.data_seed,
             rank=world.rank,
             world_size=world.size,
+            drop_last=recipe.drop_last,
+            centroids=centroids(dataset, recipe),
+            share=recipe.class_uniform,
         )
+        len(self._positions)  # says now, not at the first batch, what does not fit
         self._loader = DataLoader(
-            Augmented(dataset, training_transform(crop=recipe.crop, scale=recipe.scale, flip=recipe.flip)),
+            augmented,
             batch_sampler=self._positions,
             collate_fn=collate,
             num_workers=workers,

@@ -84,7 +84,7 @@ def train(
         ValueError: if settings and data do not fit, or a run with other settings (or another number of
             processes) shall be resumed.
         FileExistsError: if an unfinished run lies in the folder.
-        FileNotFoundError: if data, or a run to resume, is missing.
+        FileNotFoundError: if data, weights to start from, or a run to resume, is missing.
         TrainingError: if the loss becomes NaN or infinite; the files of the batch are named.
     """
     limits = {"limit_train": limit_train, "limit_val": limit_val}
@@ -99,17 +99,20 @@ def train(
             folder.check_resume(where, settings)
         elif world.main:
             folder.check_start(where, overwrite=overwrite)
+        restored = resume and folder.has_weights(where)
+        setup.check_weights(recipe, model, needed=not restored)
         if train_set is None:
             train_set = inputs.open_split(recipe, recipe.train_split, data_dir=data_dir)
         train_set = first(train_set, limit_train)
         val_set, final_set = setup.measured_sets(recipe, val_set, data_dir, limit_val)
         batches = inputs.Batches(train_set, recipe, world, workers=workers)
         torch.manual_seed(recipe.seed)
-        model = setup.prepare_model(recipe, model, train_set.space.num_classes, world)
+        model = setup.prepare_model(recipe, model, train_set.space.num_classes, world, restored=restored)
         optimizer = setup.make_optimizer(model, recipe)
         options = setup.forward_options(model, recipe)
         if world.main:
             setup.warn_of_large_crop(recipe, train_set)
+            setup.warn_of_long_warmup(recipe, len(batches))
             if verify and not resume:
                 # Of one split, the final set has all files of the other one, and perhaps instances.
                 twice = val_set is not None and val_set.split == final_set.split
@@ -158,7 +161,9 @@ def train(
             measured = {}
             if val_set is not None and (epoch + 1) % recipe.val_every == 0:
                 scores = ongoing.measure(val_set).as_dict()
-                measured = {key: scores[key] for key in ("miou", "pixel_accuracy", "iou_by_class")}
+                figures = ["miou", "pixel_accuracy", "iou_by_class"]
+                figures += ["reduced_miou"] * (scores["reduced_miou"] is not None)
+                measured = {key: scores[key] for key in figures}
             mean_loss = statistics.fmean(
                 entry["loss"] for entry in ongoing.log.steps if entry["epoch"] == epoch
             )
@@ -215,7 +220,11 @@ def _step(
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             output = model(images, **options)
         loss, parts = segmentation_loss(
-            output, labels, aux_weight=recipe.aux_weight, chunked=recipe.chunked_loss
+            output,
+            labels,
+            aux_weight=recipe.aux_weight,
+            chunked=recipe.chunked_loss,
+            main_loss=setup.main_loss(recipe),
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,8 +1,11 @@
 """The multi-scale loss of Ladder-DenseNets (Sec. 6.1): one main loss, and one per auxiliary output.
 
+The main loss is a cross-entropy, of all pixels or of the hardest ones (RegSeg paper, Sec. 4.2: OHEM).
+
 Shapes: B images, C classes, H x W pixels; an auxiliary output has h x w cells.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -136,6 +139,57 @@ def _soft_cross_entropy(logits: Tensor, distribution: Tensor, labeled: Tensor) -
     return (loss * kept).sum() / kept.sum().clamp(min=1)
 
 
+def ohem_cross_entropy(
+    logits: Tensor, labels: Tensor, *, threshold: float = 0.3, share: float = 1 / 16, ignore_index: int = 255
+) -> Tensor:
+    """Cross-entropy of the hardest pixels of a batch, "OHEM" or "bootstrapped" loss (RegSeg paper, Sec. 4.2).
+
+    Let K be ``share`` of the B * H * W pixels, rounded down. If more than K pixels have a loss above
+    ``threshold``, the mean over those; else the mean over the K largest losses. As in the authors' code,
+    pixels are ranked over the whole batch (that of this process, where there are several), and ignored ones
+    count among the B * H * W but have a loss of 0. So where fewer than K pixels are labelled, zeros take part
+    in the mean, and a batch with every pixel ignored has a loss of 0 and zero gradients.
+
+    The choice between the two means is made on the host, so on a GPU each step waits for the forward pass.
+
+    Args:
+        logits: (B, C, H, W).
+        labels: classes, int64 (B, H, W).
+        threshold: of the loss of a hard pixel, in nats.
+        share: of all pixels that counts at least, above 0; one pixel is the least.
+        ignore_index: the label of pixels that are never hard.
+
+    Returns:
+        The loss, a float32 scalar.
+
+    Raises:
+        ValueError: if labels and logits do not fit each other, or a number is outside its range.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold is a loss in nats, 0 or more, not {threshold}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share is a part of the pixels, above 0 and at most 1 (such as 1/16), not {share}")
+    _check_labels(labels, logits.shape[1], ignore_index)
+    _check_sizes(logits, labels)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none").flatten()
+    least = _least_hard(labels.numel(), share)
+    hard = losses.detach() > threshold  # (B * H * W,)
+    count = int(hard.sum())
+    if count > least:
+        return losses.where(hard, 0.0).sum() / count
+    return losses.topk(least, sorted=False).values.mean()
+
+
+def _least_hard(pixels: int, share: float) -> int:
+    """K of :func:`ohem_cross_entropy`."""
+    return max(1, int(pixels * share))
+
+
+def _check_sizes(logits: Tensor, labels: Tensor) -> None:
+    if labels.shape != logits[:, 0].shape:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
+
+
 def segmentation_loss(
     output: dict[str, Tensor | dict[str, Tensor]],
     labels: Tensor,
@@ -143,6 +197,7 @@ def segmentation_loss(
     aux_weight: float = 0.4,
     ignore_index: int = 255,
     chunked: bool = False,
+    main_loss: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss of Sec. 6.1: 0.6 times the main loss plus 0.4 times the mean of the auxiliary ones.
 
@@ -154,21 +209,28 @@ def segmentation_loss(
         ignore_index: the label of pixels that count for nothing.
         chunked: upsample ``"out"`` to the labels' size and compare it an image at a time, see
             `segkit.memory.chunked_cross_entropy`.
+        main_loss: another main loss, such as :func:`ohem_cross_entropy`: from ``"out"``, labels and a keyword
+            ``ignore_index`` to a scalar; None for the mean cross-entropy of the labelled pixels.
 
     Returns:
         The total, a scalar, and its parts before weighting: ``"main"`` and one per auxiliary output,
         detached. A batch with every pixel ignored has a total of 0 and zero gradients.
 
     Raises:
-        ValueError: if labels and logits do not fit each other.
+        ValueError: if labels and logits do not fit each other, or another main loss shall be chunked.
     """
+    if chunked and main_loss is not None:
+        raise ValueError(
+            f"a chunked loss is the mean cross-entropy, not {main_loss!r}: leave out chunked or main_loss"
+        )
     logits = output["out"]
     _check_labels(labels, logits.shape[1], ignore_index)
-    if chunked:
+    if main_loss is not None:
+        main = main_loss(logits, labels, ignore_index=ignore_index)
+    elif chunked:
         main = chunked_cross_entropy(logits, labels, ignore_index=ignore_index)
-    elif labels.shape != logits[:, 0].shape:
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
     else:
+        _check_sizes(logits, labels)
         # The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN.
         main = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
         main = main / (labels != ignore_index).sum().clamp(min=1)

@@ -41,7 +41,8 @@ class Run:
             entries from before are here in the main process alone, and so are those of ``epochs``: in the
             others the mean loss of the first epoch then covers only the steps since.
         epochs: one entry an epoch: epoch, step, mean loss, lr, seconds; and where the validation split was
-            measured miou, pixel_accuracy and iou_by_class, fractions in [0, 1].
+            measured miou, pixel_accuracy, iou_by_class and, where the classes include truck, bus and train,
+            reduced_miou: fractions in [0, 1].
         evaluation: on the final split, single scale; None where the run stopped before its end.
         multi_scale: the same on 5 scales with mirror images, where the recipe asks for it.
     """

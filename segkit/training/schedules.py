@@ -38,3 +38,27 @@ def poly(step: int, steps: int, *, power: float = 0.9) -> float:
     if not 0 <= step < steps:
         raise ValueError(f"step {step} is not in a run of {steps} steps: expected 0 to {steps - 1}")
     return (1.0 - step / steps) ** power
+
+
+def warmup(step: int, steps: int, *, factor: float = 0.1) -> float:
+    """A straight line from ``factor`` to 1, by which a schedule is multiplied (RegSeg paper, Sec. 4.2).
+
+    The schedule goes on under it: with :func:`poly` the rate does not reach the initial one, as the paper's
+    "from 0.1 lr to lr" could be read, but what poly has left of it after ``steps`` steps.
+
+    Args:
+        step: the step about to be done, from 0, counted over the whole run.
+        steps: over how many steps the line rises; 0 for none.
+        factor: where it begins, from 0 to 1.
+
+    Returns:
+        The factor for the scheduled rate: ``factor`` in the first step, and 1 from step ``steps`` on.
+
+    Raises:
+        ValueError: if ``step`` or ``steps`` is negative or ``factor`` is outside its range.
+    """
+    if step < 0 or steps < 0:
+        raise ValueError(f"warm-up counts steps from 0, not step {step} of {steps}")
+    if not 0 <= factor <= 1:
+        raise ValueError(f"warm-up begins with a factor from 0 to 1, not {factor}")
+    return 1.0 if step >= steps else factor + (1.0 - factor) * step / steps

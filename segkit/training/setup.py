@@ -1,25 +1,38 @@
 """What stands ready before the first step: settings, measured sets, model, optimizer."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 
 from segkit import models
 from segkit.data.sampling import first
 from segkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segkit.evaluation.inference import read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
 from segkit.training import inputs
 from segkit.training.distributed import World, synchronize_batchnorm
+from segkit.training.losses import ohem_cross_entropy
 from segkit.training.recipes import Recipe
-from segkit.training.schedules import cosine, poly
+from segkit.training.schedules import cosine, poly, warmup
 
 _log = logging.getLogger("segkit")
+
+NORMALIZATION = (
+    nn.modules.batchnorm._NormBase,  # batch norm, synchronized or not, and instance norm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+"""Layers whose parameters a recipe may spare weight decay."""
 
 
 def run_settings(
@@ -63,21 +76,72 @@ def instance_sizes(recipe: Recipe) -> dict[str, float] | None:
     return CITYSCAPES_MEAN_SIZES if recipe.dataset == "cityscapes" and recipe.resolution == 1 else None
 
 
-def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, world: World) -> nn.Module:
-    """The recipe's model, or the given one as it is, on this process's device and ready to train.
+def check_weights(recipe: Recipe, model: nn.Module | None, *, needed: bool = True) -> None:
+    """Makes sure that the trained weights a recipe starts from are named and there, before data is opened.
+
+    Args:
+        recipe: its ``weights`` may be the path of a run's final.pt.
+        model: a model of your own, or None for the recipe's.
+        needed: False where a run goes on and has its weights from its own folder.
 
     Raises:
-        ValueError: if there is no such model or option, or segments of the given model shall be checkpointed.
+        ValueError: if the recipe leaves open which weights it starts from, or a model of your own is given.
+        FileNotFoundError: if there is no such file.
+    """
+    if model is None and not recipe.weights:
+        raise ValueError(
+            f"{recipe.name} starts from a {recipe.model} trained on other data, and weights names none: "
+            f"python -m segkit.train {recipe.name} --weights runs/RUN/final.pt, with the folder of its run "
+            "(or --weights none for random ones)"
+        )
+    if not recipe.weights_file:
+        return
+    if model is not None:
+        raise ValueError(
+            f"weights={recipe.weights!r} is for the recipe's model, not for one of your own: leave it out, "
+            "and load what your model starts from yourself"
+        )
+    if needed and not Path(recipe.weights).is_file():
+        raise FileNotFoundError(
+            f"weights: there is no file {recipe.weights}; give the final.pt of a run of {recipe.model}, or "
+            "none for random ones"
+        )
+
+
+def prepare_model(
+    recipe: Recipe, model: nn.Module | None, num_classes: int, world: World, *, restored: bool = False
+) -> nn.Module:
+    """The recipe's model, or the given one as it is, on this process's device and ready to train.
+
+    Args:
+        recipe: says which model and which initial weights.
+        model: a model of your own; None for the recipe's.
+        num_classes: of the data.
+        world: this process among all.
+        restored: whether a checkpoint of the run itself will replace the weights; those of another run are
+            then not read again.
+
+    Raises:
+        ValueError: if there is no such model or option, segments of the given model shall be checkpointed, or
+            another run's weights do not fit.
         RuntimeError: if ImageNet weights are asked for and cannot be had.
     """
     if model is None:
-        weights = None if recipe.weights == "none" else recipe.weights
+        weights = None if recipe.weights == "none" or recipe.weights_file else recipe.weights
         recompute = {"recompute": recipe.recompute} if recipe.recompute else {}
         options = {**recompute, **recipe.model_options}
         model = models.build(recipe.model, num_classes=num_classes, weights=weights, **options)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = recipe.bn_momentum
+        if recipe.weights_file and not restored:
+            left_out = load_trained(model, recipe, num_classes)
+            if left_out and world.main:
+                _log.warning(
+                    "%s gives the model all its weights but %s, which is for other classes and starts afresh",
+                    recipe.weights,
+                    ", ".join(left_out),
+                )
     elif recipe.recompute:
         raise ValueError(
             f"recompute={recipe.recompute!r} is for the recipe's model, not for one of your own: leave "
@@ -86,6 +150,54 @@ def prepare_model(recipe: Recipe, model: nn.Module | None, num_classes: int, wor
     gpu = world.device.type == "cuda"  # where convolutions are faster with channels last
     model = model.to(world.device, memory_format=torch.channels_last if gpu else torch.preserve_format)
     return synchronize_batchnorm(model, world)
+
+
+def load_trained(model: nn.Module, recipe: Recipe, num_classes: int) -> list[str]:
+    """Loads the weights of another run of the same model, all but a classifier for other classes.
+
+    A tensor belongs to a classifier if its shapes there and here differ in the first number alone, and that
+    is the number of classes there and here.
+
+    Args:
+        model: the recipe's, for the classes of its own data.
+        recipe: its ``weights`` is the path of a checkpoint.
+        num_classes: of the model.
+
+    Returns:
+        The names of the tensors that were left as they are.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint, is of another model, or anything else in it does not fit.
+    """
+    saved = read_checkpoint(recipe.weights)
+
+    def told(options: dict[str, Any]) -> dict[str, Any]:
+        """What decides the network: not how its memory is spared."""
+        return {key: value for key, value in json.loads(json.dumps(options)).items() if key != "recompute"}
+
+    mine, theirs = told(recipe.model_options), told(saved["model_options"])
+    if (saved["model_name"], theirs) != (recipe.model, mine):
+        raise ValueError(
+            f"weights: {recipe.weights} is of the model {saved['model_name']!r} with options {theirs}, and "
+            f"this run's is {recipe.model!r} with {mine}: give a checkpoint of the same model, or train that"
+        )
+    here, there = model.state_dict(), saved["model"]
+    if unpaired := sorted(here.keys() ^ there.keys()):
+        raise ValueError(
+            f"weights: of {recipe.weights} and the model {recipe.model!r} only one has {unpaired[0]}; was "
+            "the file written by another version?"
+        )
+    other = [name for name, tensor in here.items() if tensor.shape != there[name].shape]
+    for name in other:
+        wanted, found = list(here[name].shape), list(there[name].shape)
+        if [num_classes, *wanted[1:]] != wanted or [saved["num_classes"], *wanted[1:]] != found:
+            raise ValueError(
+                f"weights: {name} is {found} in {recipe.weights} and {wanted} here, and it is no classifier; "
+                "give a checkpoint of the same model"
+            )
+    model.load_state_dict({name: here[name] if name in other else there[name] for name in here})
+    return other
 
 
 def forward_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
@@ -109,13 +221,36 @@ def forward_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
     return {**options, "full_size": False}
 
 
+def main_loss(recipe: Recipe) -> Callable[..., Tensor] | None:
+    """The main loss as `segmentation_loss` takes it: None for the mean cross-entropy."""
+    if recipe.loss == "cross_entropy":
+        return None
+    return functools.partial(ohem_cross_entropy, threshold=recipe.ohem_threshold, share=recipe.ohem_share)
+
+
+def warn_of_long_warmup(recipe: Recipe, batches: int) -> None:
+    """Warns through the ``segkit`` logger where the run ends before its rate has risen.
+
+    Args:
+        recipe: the run's.
+        batches: steps of an epoch.
+    """
+    steps = recipe.epochs * batches
+    if recipe.warmup_steps >= steps:
+        _log.warning(
+            "the rate rises over %d steps, and the run ends after %d; give fewer warmup_steps or more epochs",
+            *(recipe.warmup_steps, steps),
+        )
+
+
 def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
     """Warns through the ``segkit`` logger where an image is smaller than the crop in both directions."""
     height, width = train_set[0]["labels"].shape
     if height < recipe.crop[0] and width < recipe.crop[1]:
         cure = "choose a smaller crop"
         if recipe.dataset == "camvid":
-            cure = "the recipe ldn_camvid_half_ri is for CamVid at 360x480"
+            fitting = "regseg_camvid" if recipe.model == "regseg" else "ldn_camvid_half_ri"
+            cure = f"the recipe {fitting} is for CamVid at 360x480"
         _log.warning(
             "the crop of %dx%d is larger than the images (%dx%d): much of it will be padding; %s",
             *(*recipe.crop, height, width, cure),
@@ -123,19 +258,35 @@ def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Adam or AMSGrad; pre-trained parameters in a group of their own, whose rate is divided (Sec. 6.1)."""
+    """Adam, AMSGrad or SGD, with each parameter in one of up to four groups.
+
+    Pre-trained parameters have groups of their own, whose rate is divided (Ladder-DenseNet, Sec. 6.1), and so
+    do those of normalization layers where they are not decayed (RegSeg, Sec. 4.2).
+    """
     pretrained = (
         {id(p) for p in model.pretrained_parameters()} if hasattr(model, "pretrained_parameters") else set()
     )
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in pretrained], "divisor": 1.0},
-        {
-            "params": [p for p in model.parameters() if id(p) in pretrained],
-            "divisor": recipe.pretrained_lr_divisor,
-        },
-    ]
+    spared = set() if recipe.decay_batchnorm else {id(p) for p in normalization_parameters(model)}
+    groups = []
+    for among, divisor in ((False, 1.0), (True, recipe.pretrained_lr_divisor)):
+        for undecayed in (False, True):
+            members = [
+                p
+                for p in model.parameters()
+                if (id(p) in pretrained) is among and (id(p) in spared) is undecayed
+            ]
+            decay = 0.0 if undecayed else recipe.weight_decay
+            groups.append({"params": members, "divisor": divisor, "weight_decay": decay})
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return SGD(
+            groups,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
     return Adam(
-        [group for group in groups if group["params"]],
+        groups,
         lr=recipe.learning_rate,
         betas=recipe.betas,
         eps=recipe.eps,
@@ -144,22 +295,33 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     )
 
 
+def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Scales and shifts of the normalization layers, found by the layers' types.
+
+    (The authors of RegSeg go by "bn" in a parameter's name, which misses layers that are called otherwise.)
+    """
+    layers = [module for module in model.modules() if isinstance(module, NORMALIZATION)]
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+
+
 def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int, batch: int = 0, batches: int = 1) -> float:
     """Sets the learning rate of a step and returns it (that of parameters that were not pre-trained).
 
     Args:
         optimizer: made by :func:`make_optimizer`.
-        recipe: says by which schedule.
+        recipe: says by which schedule, and over how many steps it warms up.
         epoch: the step's epoch.
         batch: the step's batch in the epoch.
         batches: how many an epoch has.
     """
+    step = epoch * batches + batch
     if recipe.schedule == "poly":
-        factor = poly(epoch * batches + batch, recipe.epochs * batches, power=recipe.poly_power)
+        factor = poly(step, recipe.epochs * batches, power=recipe.poly_power)
     else:
         factor = cosine(epoch, recipe.epochs)
     span = recipe.learning_rate - recipe.min_learning_rate
     rate = recipe.min_learning_rate + span * factor
+    rate *= warmup(step, recipe.warmup_steps, factor=recipe.warmup_factor)
     for group in optimizer.param_groups:
         group["lr"] = rate / group["divisor"]
     return rate

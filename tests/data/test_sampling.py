@@ -104,6 +104,30 @@ def test_the_stream_is_the_same_in_every_version():
     ]
 
 
+@settings(max_examples=60, deadline=None)
+@given(length=counts, batch_size=st.integers(1, 9), world_size=st.integers(1, 5))
+def test_the_last_batch_can_be_left_out(length, batch_size, world_size):
+    options = {"batch_size": batch_size, "seed": 1, "epoch": 0, "world_size": world_size}
+    if length < batch_size * world_size:
+        with pytest.raises(
+            ValueError, match=f"{length} samples do not fill one of {batch_size * world_size}"
+        ):
+            EpochBatches(length, **options, drop_last=True)
+        return
+    for rank in range(world_size):
+        kept = list(EpochBatches(length, **options, rank=rank, drop_last=True))
+        assert kept == list(EpochBatches(length, **options, rank=rank))[: length // (batch_size * world_size)]
+        assert len(EpochBatches(length, **options, drop_last=True, start=1)) == len(kept) - 1
+
+
+def test_a_point_comes_with_its_sample():
+    seen = []
+    Augmented(Pictures(), lambda sample: seen.append(sample["point"]) or sample)[2, 5, (3.5, 7.0)]
+    assert isinstance(seen[0], tv_tensors.KeyPoints)
+    assert seen[0].tolist() == [[3.5, 7.0]] and seen[0].canvas_size == (12, 10)
+    assert "point" not in Augmented(Pictures(), lambda sample: sample)[2, 5]
+
+
 def loaded(num_workers: int, start: int = 0) -> list[dict]:
     dataset = Augmented(Pictures(), training_transform(crop=(8, 8)))
     batches = EpochBatches(len(dataset), batch_size=2, seed=5, epoch=1, start=start)

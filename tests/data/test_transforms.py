@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from segkit.data.augment import RandAugment
 from segkit.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     InstanceMask,
+    RandomInnerCrop,
     RandomRescale,
+    RandomShortSide,
     normalize,
+    regseg_transform,
     training_transform,
 )
 
@@ -173,3 +177,166 @@ def test_normalize_refuses_what_is_no_batch_of_pixels(images):
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         training_transform(**options)
+
+
+def test_the_stream_of_ladder_densenet_is_the_same_in_every_version():
+    # Written down once: a change here would change every run that is resumed or repeated.
+    torch.manual_seed(0)
+    result = training_transform(crop=(6, 6))(coded_sample(20, 30))
+    assert result["instances"].tolist()[0] == [13020, 13020, 13019, 13018, 13018, 13017]
+    torch.manual_seed(1)
+    assert training_transform(crop=(6, 6))(coded_sample(20, 30))["instances"].tolist()[0] == [
+        3017,
+        3018,
+        3019,
+        3020,
+        3021,
+        3023,
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(2, 40), st.integers(2, 40)),
+    low=st.integers(1, 40),
+    more=st.integers(0, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_the_short_side_is_drawn_and_the_aspect_kept(size, low, more, seed):
+    torch.manual_seed(seed)
+    image, labels, instances = plain(RandomShortSide((low, low + more))(coded_sample(*size)))
+    height, width = labels.shape
+    short, longer = min(height, width), max(height, width)
+    assert low <= short <= low + more and image.shape == (3, height, width) == (3, *instances.shape)
+    assert (height <= width) == (size[0] <= size[1]) or short == longer
+    assert abs(longer - max(size) * short / min(size)) <= 0.5
+    assert torch.equal(instances // 1000, labels.int())
+
+
+def test_short_sides_are_whole_numbers_of_the_whole_range():
+    torch.manual_seed(0)
+    transform = RandomShortSide((4, 7))
+    sizes = [transform.make_params([torch.empty(3, 10, 20)])["size"] for _ in range(400)]
+    counts = torch.tensor([short for short, _ in sizes]).bincount(minlength=8)
+    assert counts[:4].sum() == 0 and counts[4:].min() > 60  # 100 expected, deviation 9
+    assert all(width == 2 * height for height, width in sizes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    crop=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    short_side=st.integers(1, 60),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 2**32),
+)
+def test_the_crop_holds_the_point_and_lies_in_the_image(size, crop, short_side, place, seed):
+    torch.manual_seed(seed)
+    sample = coded_sample(*size)
+    sample["point"] = tv_tensors.KeyPoints(
+        [[place[0] * size[1], place[1] * size[0]]], canvas_size=size, dtype=torch.float32
+    )
+    sample = RandomShortSide((short_side, short_side))(sample)
+    height, width = sample["labels"].shape
+    (x, y) = sample["point"][0].tolist()
+    assert (x, y) == pytest.approx((place[0] * width, place[1] * height), abs=1e-4)
+    transform = RandomInnerCrop(crop)
+    window = transform.make_params([sample["image"], sample["point"]])
+    top, left = window["top"], window["left"]
+    assert (window["height"], window["width"]) == (min(crop[0], height), min(crop[1], width))
+    assert 0 <= top <= min(int(y), height - 1) < top + window["height"] <= height
+    assert 0 <= left <= min(int(x), width - 1) < left + window["width"] <= width
+    torch.manual_seed(seed)
+    window = transform.make_params([sample["image"], sample["point"]])
+    torch.manual_seed(seed)
+    result = transform(sample)
+    assert "point" not in result and result["name"] == "coded"
+    rows = slice(window["top"], window["top"] + window["height"])
+    columns = slice(window["left"], window["left"] + window["width"])
+    for ours, whole in zip(plain(result), plain(sample), strict=True):
+        assert torch.equal(ours, whole[..., rows, columns])
+
+
+def test_the_window_is_uniform_over_all_that_hold_the_point_then_moved_into_the_image():
+    image = torch.empty(3, 4, 12)
+
+    def lefts(x):
+        torch.manual_seed(0)
+        point = [tv_tensors.KeyPoints([[x, 2.0]], canvas_size=(4, 12))] if x is not None else []
+        drawn = [RandomInnerCrop((4, 5)).make_params([image, *point])["left"] for _ in range(1000)]
+        return torch.tensor(drawn).bincount(minlength=8) / 1000
+
+    assert torch.allclose(lefts(6.5), torch.tensor([0, 0, 0.2, 0.2, 0.2, 0.2, 0.2, 0]), atol=0.05)
+    assert torch.allclose(lefts(1.0), torch.tensor([0.8, 0.2, 0, 0, 0, 0, 0, 0]), atol=0.05)
+    assert torch.allclose(lefts(12.0), torch.tensor([0, 0, 0, 0, 0, 0, 0, 1.0]), atol=0.05)
+    assert torch.allclose(lefts(None), torch.full((8,), 0.125), atol=0.05)
+
+
+def test_regsegs_order_pads_after_rand_augment():
+    steps = regseg_transform(crop=(8, 8)).transforms
+    assert [type(step) for step in steps] == [
+        RandomShortSide,
+        RandomInnerCrop,
+        v2.RandomHorizontalFlip,
+        RandAugment,
+        v2.RandomCrop,
+    ]
+    assert (steps[0].short_side, steps[3].operations, steps[3].magnitude) == ((400, 1600), 2, 0.2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_without_resizing_regsegs_pixels_are_the_original_or_padding(size, crop, flip, seed):
+    torch.manual_seed(seed)
+    short = min(size)
+    transform = regseg_transform(crop=crop, short_side=(short, short), flip=float(flip), rand_augment=0)
+    image, labels, instances = plain(transform(coded_sample(*size)))
+    assert image.shape == (3, *crop) and labels.shape == crop and instances.shape == crop
+    inside = labels != 255
+    assert inside.sum() == min(size[0], crop[0]) * min(size[1], crop[1])
+    assert torch.equal(image[0][inside], labels[inside])
+    assert torch.equal(instances[inside], 1000 * image[0][inside].int() + image[1][inside].int())
+    assert (image[:, ~inside] == torch.tensor((123, 116, 103))[:, None]).all()
+    assert (instances[~inside] == 0).all()
+
+
+def test_regsegs_padding_is_untouched_by_its_operations():
+    # 20x20 into 60x60: padding has the mean pixel, however colors were changed inside.
+    torch.manual_seed(0)
+    for _ in range(20):
+        transform = regseg_transform(crop=(60, 60), short_side=(20, 20), rand_augment=7, rand_magnitude=1.0)
+        image, labels, instances = plain(transform(coded_sample(20, 20)))
+        rows, columns = (labels != 255).any(1).nonzero().ravel(), (labels != 255).any(0).nonzero().ravel()
+        outside = torch.ones_like(labels, dtype=torch.bool)
+        outside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = False
+        assert (image[:, outside] == torch.tensor((123, 116, 103))[:, None]).all()
+        assert (labels[outside] == 255).all()
+        assert (labels[~outside] == 255).any()  # the corners of what was turned
+        assert (instances[labels == 255] == 0).all()
+
+
+def test_a_single_pixel_may_come_out():
+    image, labels, _ = plain(RandomRescale((0.4, 0.4))(coded_sample(3, 3)))
+    assert image.flatten().tolist() == [1, 1, 7] and labels.tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": (0, 8)}, "crop"),
+        ({"short_side": (0, 10)}, r"short_side.*got \(0, 10\)"),
+        ({"short_side": (10, 9)}, "short_side"),
+        ({"short_side": (1.5, 9)}, "whole pixels"),
+        ({"flip": -1}, "-1"),
+        ({"rand_augment": 8}, "got 8"),
+        ({"rand_magnitude": 1.2}, "got 1.2"),
+    ],
+)
+def test_bad_arguments_of_regsegs_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        regseg_transform(**{"crop": (8, 8), **options})

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision import tv_tensors
 
-from segkit.evaluation.metrics import ConfusionMatrix, InstanceIoU
+from segkit.data.labels import CAMVID11, CITYSCAPES19
+from segkit.evaluation.metrics import REDUCED_WITHOUT, ConfusionMatrix, InstanceIoU, reduced_miou
 
 
 def counted(prediction, labels, num_classes=3):
@@ -42,6 +43,37 @@ def test_no_labeled_pixel_gives_nan():
     assert math.isnan(matrix.miou())
     assert math.isnan(matrix.pixel_accuracy())
     assert matrix.iou().isnan().all()
+
+
+def test_reduced_miou_is_the_mean_of_cityscapes_other_16_classes():
+    iou = torch.rand(19, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kept = [value for index, value in enumerate(iou.tolist()) if index not in (14, 15, 16)]
+    assert [CITYSCAPES19.classes[index] for index in (14, 15, 16)] == list(REDUCED_WITHOUT)
+    assert reduced_miou(iou, CITYSCAPES19.classes) == pytest.approx(sum(kept) / 16)
+
+
+def test_reduced_miou_of_a_hand_computed_image():
+    classes = ("road", "truck", "bus", "train")
+    # road: TP 2, FN 1 (said to be a truck), FP 1 (really a train)
+    matrix = counted([[[0, 0, 1, 0]]], [[[0, 0, 0, 3]]], num_classes=4)
+    assert reduced_miou(matrix.iou(), classes) == pytest.approx(2 / 4)
+    assert matrix.miou() == pytest.approx((2 / 4 + 0 + 0) / 3)
+
+
+def test_reduced_miou_leaves_absent_classes_out_of_the_mean():
+    iou = torch.tensor([0.25, math.nan, 0.75, 0.9, 0.9, 0.9], dtype=torch.float64)
+    classes = ("road", "sky", "car", "train", "truck", "bus")
+    assert reduced_miou(iou, classes) == pytest.approx(0.5)
+    assert math.isnan(reduced_miou(torch.full((6,), math.nan), classes))
+
+
+def test_reduced_miou_is_of_spaces_with_these_classes():
+    iou = torch.ones(CAMVID11.num_classes)
+    assert reduced_miou(iou, CAMVID11.classes) is None
+    assert reduced_miou(torch.ones(3), ("road", "truck", "bus")) is None  # no train
+    assert reduced_miou(torch.tensor([0.0, 1.0]), ("road", "sky"), without=("sky",)) == 0
+    with pytest.raises(ValueError, match="3 class names for 2 IoUs"):
+        reduced_miou(torch.ones(2), ("road", "car", "sky"))
 
 
 def images(num_classes):

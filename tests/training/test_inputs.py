@@ -1,10 +1,13 @@
 """Training batches and data sets at another resolution."""
 
+import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
+from segkit.data.transforms import RandomShortSide
 from segkit.training.distributed import World
-from segkit.training.inputs import AtResolution, Batches, verify
+from segkit.training.inputs import AtResolution, Batches, augmentation, centroids, verify
 
 
 def batches_of(tiny, *, rank=0, size=1, **changes):
@@ -65,3 +68,81 @@ def test_each_set_is_verified_once(tiny):
     verify(mine, None, tiny.TinySet(), mine, AtResolution(mine, 0.5))
     assert mine.calls == 2  # itself, and once more at another resolution
     verify(AtResolution(tiny.TinySet(), 0.5))  # cannot be verified: trusted
+
+
+REGSEG = {"short_side": (24, 48), "rand_augment": 2, "class_uniform": 0.5, "drop_last": True}
+
+
+def equal(first, second) -> bool:
+    return all(
+        a["name"] == b["name"]
+        and torch.equal(a["image"], b["image"])
+        and torch.equal(a["labels"], b["labels"])
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_regsegs_batches_follow_its_protocol(tiny):
+    batches = batches_of(tiny, **REGSEG, batch_size=5)
+    assert len(batches) == 2  # of 12 images; the rest is left out
+    whole = list(batches.epoch(3))
+    assert [batch["image"].shape for batch in whole] == [(5, 3, 32, 48)] * 2
+    assert set(whole[0]) == {"image", "labels", "name"}
+    assert equal(batches.epoch(3, start=1), whole[1:]) and len(batches) == 2
+    assert equal(batches_of(tiny, **REGSEG, batch_size=5).epoch(3), whole)
+    assert not equal(batches.epoch(4), whole)
+
+
+def test_two_processes_split_regsegs_batches_too(tiny):
+    whole = list(batches_of(tiny, **REGSEG).epoch(0))
+    halves = [list(batches_of(tiny, **REGSEG, rank=rank, size=2).epoch(0)) for rank in range(2)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert first["name"] + second["name"] == batch["name"]
+        assert torch.equal(torch.cat([first["image"], second["image"]]), batch["image"])
+
+
+def test_the_data_have_a_seed_of_their_own(tiny):
+    for options in ({}, REGSEG):
+        expected = list(batches_of(tiny, **options, seed=7).epoch(0))
+        assert equal(batches_of(tiny, **options, seed=1, data_seed=7).epoch(0), expected)
+        assert not equal(batches_of(tiny, **options, seed=7, data_seed=0).epoch(0), expected)
+
+
+def test_the_augmentation_is_that_of_the_recipe(tiny):
+    ladder = augmentation(tiny.tiny_recipe()).transforms
+    assert isinstance(ladder[0], v2.RandomHorizontalFlip)
+    steps = augmentation(tiny.tiny_recipe(**REGSEG, flip=0.25, rand_magnitude=0.4)).transforms
+    assert isinstance(steps[0], RandomShortSide) and steps[0].short_side == (24, 48)
+    assert (steps[1].size, steps[2].p) == ((32, 48), 0.25)
+    assert (steps[3].operations, steps[3].magnitude) == (2, 0.4)
+
+
+def test_centroids_only_where_the_recipe_draws_by_class(tiny):
+    assert centroids(tiny.TinySet(), tiny.tiny_recipe()) is None
+    found = centroids(tiny.TinySet(), tiny.tiny_recipe(class_uniform=0.5, class_uniform_without=" red,blue "))
+    assert list(found.by_class) == ["green"] and found.length == 12
+
+
+def test_label_maps_at_half_resolution(tiny):
+    half = AtResolution(tiny.TinySet(), 0.5)
+    assert torch.equal(half.label_map(3), half[3]["labels"])
+    recipe = tiny.tiny_recipe(class_uniform=0.5)
+    full, small = (centroids(dataset, recipe).by_class["red"] for dataset in (tiny.TinySet(), half))
+    assert [place.image for place in full] == [place.image for place in small]
+    for a, b in zip(full, small, strict=True):
+        assert (b.x, b.y) == pytest.approx((a.x / 2, a.y / 2), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rand_augment": 2}, r"rand_augment=2 .* short_side=\(400, 1600\), or rand_augment=0"),
+        ({"class_uniform": 0.5}, "class_uniform=0.5 .* or class_uniform=0"),
+        ({**REGSEG, "class_uniform_without": "cyan"}, "class_uniform_without 'cyan'"),
+        ({**REGSEG, "class_uniform": 0.1}, "share of 0.1 of 12 samples is less than one"),
+        ({**REGSEG, "batch_size": 13}, "drop_last leaves no batch: 12 samples"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        batches_of(tiny, **changes)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from segkit import training
+from segkit import models, training
 from segkit.data.pairs import PairDataset
 from segkit.data.sampling import collate
 from segkit.data.streets import VERSION
 from segkit.data.transforms import normalize
-from segkit.training import distributed, loop, ongoing, setup, state, train
+from segkit.training import Recipe, distributed, loop, ongoing, recipe, setup, state, train
 from segkit.training.distributed import World
 from segkit.training.ongoing import TrainingError
 
@@ -372,6 +372,276 @@ def test_poly_and_adam_resume_in_mid_epoch_bit_for_bit(go):
     resumed = go(changes, resume=True)
     assert losses(resumed) == losses(whole)
     assert [entry["lr"] for entry in resumed.steps] == [entry["lr"] for entry in whole.steps]
+
+
+REGSEG = {
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "decay_batchnorm": False,
+    "schedule": "poly",
+    "warmup_steps": 5,
+    "short_side": (24, 64),
+    "rand_augment": 2,
+    "class_uniform": 0.5,
+    "drop_last": True,
+    "loss": "ohem",
+    "exact_batchnorm": False,
+    "data_seed": 7,
+}  # of 14 images: 3 epochs of 3 batches
+
+
+def test_regsegs_protocol_learns(go, tiny):
+    run = go({**REGSEG, "epochs": 12, "class_uniform": 0.0, "rand_augment": 0}, train_set=tiny.TinySet(14))
+    assert len(run.steps) == 12 * 3  # and not 4: the last 2 of 14 images do not fill a batch
+    assert run.evaluation.miou > 0.6  # a constant prediction has about 1/9
+    assert run.epochs[-1]["loss"] < 0.7 * run.epochs[0]["loss"]
+    assert set(run.steps[0]["parts"]) == {"main", "level8"}
+
+
+def test_regsegs_protocol_resumes_in_mid_epoch_bit_for_bit(go, tiny, one_thread):
+    """Momentum, warm-up and class-uniform order come back; workers before and after make no difference."""
+    options = {"train_set": tiny.TinySet(14), "checkpoint_steps": 2}
+    whole = go(REGSEG, **options)
+
+    def stop(entry):
+        if entry["step"] == 5:  # in epoch 2 of 3, one step after a checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(REGSEG, workers=2, on_step=stop, **options)
+    assert state.latest(whole.folder)[1]["step"] == 4
+    resumed = go(REGSEG, resume=True, **options)
+    assert losses(resumed) == losses(whole)
+    assert [entry["lr"] for entry in resumed.steps] == [entry["lr"] for entry in whole.steps]
+    weights = whole.model.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in resumed.model.state_dict().items())
+
+
+def test_warmup_multiplies_the_schedule(go):
+    run = go({"schedule": "poly", "warmup_steps": 6, "warmup_factor": 0.25, "learning_rate": 0.02})
+    poly = [0.02 * (1 - step / 9) ** 0.9 for step in range(9)]
+    rising = [min(1, 0.25 + 0.75 * step / 6) for step in range(9)]
+    assert [entry["lr"] for entry in run.steps] == pytest.approx(
+        [a * b for a, b in zip(poly, rising, strict=True)]
+    )
+    run = go({"schedule": "cosine", "warmup_steps": 2, "warmup_factor": 0.0, "learning_rate": 0.02})
+    assert [entry["lr"] for entry in run.steps[:3]] == pytest.approx([0, 0.01, 0.02])
+
+
+def test_a_run_that_ends_before_it_is_warm_is_warned_of(go, caplog):
+    with caplog.at_level(logging.WARNING, "segkit"):
+        go({"warmup_steps": 8})
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING, "segkit"):
+        go({"warmup_steps": 9})
+    assert "the rate rises over 9 steps, and the run ends after 9; give fewer warmup_steps" in caplog.text
+
+
+def test_regsegs_rate_at_step_1500():
+    made = recipe("regseg_cityscapes")
+    optimizer = setup.make_optimizer(nn.Conv2d(1, 1, 1), made)
+    epoch, batch = divmod(1500, 371)  # floor(2975 / 8)
+    assert f"{setup.set_rate(optimizer, made, epoch, batch, 371):.5f}" == "0.02740"
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02740, abs=5e-6)
+
+
+def test_sgd_is_plain_momentum(go, tiny):
+    made = tiny.tiny_recipe(optimizer="sgd", momentum=0.8, weight_decay=0.01, learning_rate=0.5)
+    weight = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        weight.weight.fill_(2.0)
+    optimizer = setup.make_optimizer(weight, made)
+    assert type(optimizer) is torch.optim.SGD
+    momentum, value = 0.0, 2.0
+    for gradient in (1.0, -3.0, 0.5):
+        weight.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        momentum = 0.8 * momentum + gradient + 0.01 * value
+        value -= 0.5 * momentum
+        assert weight.weight.item() == pytest.approx(value)
+    assert losses(go({"optimizer": "sgd"})) != losses(go())
+
+
+class ManyNorms(nn.Module):
+    """Normalization layers of all kinds, by names that do not say so, among layers that do."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        self.two = nn.Sequential(nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.InstanceNorm2d(8, affine=True))
+        self.three = nn.ModuleList([nn.SyncBatchNorm(8), nn.RMSNorm(8), nn.BatchNorm1d(8, affine=False)])
+        self.bn = nn.Conv2d(8, 8, 1)  # the authors of RegSeg go by the name
+        self.shared = self.bn
+
+    def pretrained_parameters(self):
+        return list(self.one.parameters())
+
+
+def test_normalization_is_found_by_type():
+    model = ManyNorms()
+    found = {id(p) for p in setup.normalization_parameters(model)}
+    assert len(found) == 2 * 5 + 1  # RMS norm has no shift
+    convolutions = {id(p) for layer in (model.one[0], model.bn) for p in layer.parameters()}
+    assert found | convolutions == {id(p) for p in model.parameters()}
+    assert not found & convolutions
+
+
+@pytest.mark.parametrize(
+    "name", ["ldn_streets", "vnet_streets", "regseg_cityscapes", "regseg_camvid_finetune"]
+)
+@pytest.mark.parametrize("decay_batchnorm", [True, False])
+def test_each_parameter_is_optimized_once(name, decay_batchnorm, tiny):
+    made = recipe(name, decay_batchnorm=decay_batchnorm)
+    for model in (tiny.TinyNet(), tiny.TinyNet(norm=False), ManyNorms(), build(made)):
+        groups = setup.make_optimizer(model, made).param_groups
+        members = [id(p) for group in groups for p in group["params"]]
+        assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+        spared = {id(p) for p in setup.normalization_parameters(model)}
+        lower = {id(p) for p in getattr(model, "pretrained_parameters", list)()}
+        for group in groups:
+            assert group["params"]
+            for parameter in group["params"]:
+                decayed = decay_batchnorm or id(parameter) not in spared
+                assert group["weight_decay"] == (made.weight_decay if decayed else 0)
+                assert group["divisor"] == (made.pretrained_lr_divisor if id(parameter) in lower else 1)
+
+
+def build(made):
+    return models.build(made.model, device="meta", **made.model_options)
+
+
+def test_what_is_decayed_in_regseg():
+    optimizer = setup.make_optimizer(build(recipe("regseg_cityscapes")), recipe("regseg_cityscapes"))
+    counted = [(len(g["params"]), sum(p.numel() for p in g["params"])) for g in optimizer.param_groups]
+    assert counted == [(150, 3_308_119), (128, 26_832)]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0]
+
+
+SMALL = {"model": "ladder-resnet18-32-4", "exact_batchnorm": False, "learning_rate": 1e-3, "val_every": 9}
+
+
+@pytest.fixture
+def trained(tiny, tmp_path):
+    """What a run of a small network on three classes leaves as its final.pt."""
+    made, dataset = tiny.tiny_recipe(**SMALL), tiny.TinySet()
+    torch.manual_seed(5)
+    model = setup.prepare_model(made, None, 3, CPU)
+    described = setup.description(made, dataset, setup.run_settings(made, None, dataset, {}))
+    return state.save(tmp_path / "there.pt", described | {"model": model.state_dict()})
+
+
+def prepared(path, num_classes, **changes):
+    """The model of a run that starts from a checkpoint."""
+    made = Recipe(**{"name": "next", **SMALL, "weights": str(path), **changes})
+    torch.manual_seed(1)
+    return setup.prepare_model(made, None, num_classes, CPU).state_dict()
+
+
+def test_weights_of_another_run(trained, caplog):
+    there = state.load(trained)["model"]
+    with caplog.at_level(logging.WARNING, "segkit"):
+        here = prepared(trained, 3)
+    assert caplog.text == ""
+    assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
+
+
+def test_only_classifiers_for_other_classes_start_afresh(trained, caplog):
+    there = state.load(trained)["model"]
+    with caplog.at_level(logging.WARNING, "segkit"):
+        here = prepared(trained, 5)
+    fresh = {name for name, tensor in here.items() if tensor.shape != there[name].shape}
+    assert fresh
+    assert all(len(here[name]) == 5 and len(there[name]) == 3 for name in fresh)
+    assert all(name in caplog.text for name in fresh)
+    assert f"{trained} gives the model all its weights but" in caplog.text
+    assert all(torch.equal(tensor, there[name]) for name, tensor in here.items() if name not in fresh)
+    plain = prepared("none", 5)
+    assert all(torch.equal(here[name], plain[name]) for name in fresh)  # as the seed makes them
+
+
+def test_a_run_from_weights_goes_on_without_their_file(go, trained, tmp_path):
+    changes = {**SMALL, "epochs": 1, "weights": str(trained)}
+    options = {"model": None, "limit_val": 1, "limit_train": 8}  # two steps
+    whole = go(changes, **options)
+    fresh = go({**changes, "weights": "none"}, overwrite=True, **options)
+    assert losses(whole) != losses(fresh)
+    go(changes, max_minutes=0, overwrite=True, **options)
+    trained.unlink()
+    assert losses(go(changes, resume=True, **options)) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_classes", "message"),
+    [
+        ({"model": "vnet"}, 3, "is of the model 'ladder-resnet18-32-4' .* this run's is 'vnet'"),
+        (
+            {"model_options": {"spp_grids": (4, 2, 1)}},
+            3,
+            "this run's is .* with {'spp_grids': \\[4, 2, 1\\]}",
+        ),
+    ],
+)
+def test_weights_of_another_model_are_refused(trained, changes, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        prepared(trained, num_classes, **changes)
+
+
+def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
+    saved = state.load(trained)
+    name = next(name for name, tensor in saved["model"].items() if tensor.ndim == 4)
+    wrong = {**saved["model"], name: saved["model"][name][:, :1]}
+    state.save(tmp_path / "wrong.pt", {**saved, "model": wrong})
+    with pytest.raises(ValueError, match=rf"weights: {name} is \[.*\] in .* here, and it is no classifier"):
+        prepared(tmp_path / "wrong.pt", 3)
+    del wrong[name]
+    state.save(tmp_path / "wrong.pt", {**saved, "model": wrong})
+    with pytest.raises(ValueError, match=f"only one has {name}; was the file written by another version"):
+        prepared(tmp_path / "wrong.pt", 3)
+    (tmp_path / "wrong.pt").write_bytes(trained.read_bytes()[:500])
+    with pytest.raises(ValueError, match="truncated"):
+        prepared(tmp_path / "wrong.pt", 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "own", "error", "message"),
+    [
+        (
+            {"weights": "no.pt"},
+            False,
+            FileNotFoundError,
+            "weights: there is no file no.pt; give the final.pt",
+        ),
+        ({"weights": "no.pt"}, True, ValueError, "weights='no.pt' is for the recipe's model, not for one of"),
+        (
+            {"weights": "", "name": "fine"},
+            False,
+            ValueError,
+            "fine starts from a .* names none: python -m segkit.train fine --weights runs/RUN/final.pt",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_had_leave_no_run(go, tiny, tmp_path, changes, own, error, message):
+    with pytest.raises(error, match=message):
+        go(changes, model=tiny.TinyNet() if own else None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_seed_alone_decides_the_batches(go):
+    def names(**changes):
+        seen = []
+        fetch, loop_fetch = (
+            loop._fetch,
+            lambda waiting, *rest: seen.extend(waiting[0][1]) or fetch(waiting, *rest),
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "_fetch", loop_fetch)
+            go({"epochs": 1, **changes})
+        return seen
+
+    plain = names(seed=3)
+    assert len(plain) == 12
+    assert names(seed=4, data_seed=3) == plain
+    assert names(seed=3, data_seed=4) != plain
 
 
 LADDER = {"exact_batchnorm": False, "learning_rate": 1e-3}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from segkit.training import losses
-from segkit.training.losses import label_distribution, segmentation_loss
+from segkit.training.losses import label_distribution, ohem_cross_entropy, segmentation_loss
 
 CLASSES = 4
 
@@ -204,3 +204,134 @@ def test_errors_name_what_is_wrong():
         segmentation_loss(output, labels[:, :8])
     with pytest.raises(ValueError, match="of one batch"):
         segmentation_loss(output, labels[:1], chunked=True)
+
+
+def plain_losses(logits, labels):
+    """Cross-entropy of each pixel in numpy, the largest first."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(1, keepdims=True)
+    pixels = []
+    for b, i, j in np.ndindex(*labels.shape):
+        label = labels[b, i, j]
+        pixels.append(0.0 if label == 255 else -np.log(probabilities[b, label, i, j]))
+    return np.sort(pixels)[::-1]
+
+
+def plain_ohem(pixels, threshold, share):
+    """The loss by its definition."""
+    least = max(1, int(len(pixels) * share))
+    hard = pixels[pixels > threshold]
+    return hard.mean() if len(hard) > least else pixels[:least].mean()
+
+
+@st.composite
+def ohem_cases(draw):
+    shape = (draw(st.integers(1, 2)), draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    labels = draw(arrays.arrays(np.int64, shape, elements=st.sampled_from([0, 1, 2, 3, 255])))
+    values = st.floats(-8, 8, width=32)
+    logits = draw(arrays.arrays(np.float64, (shape[0], CLASSES, *shape[1:]), elements=values))
+    threshold = draw(st.sampled_from([0.01, 0.3, 1.0, 5.0]))
+    return logits, labels, threshold, draw(st.sampled_from([1 / 100, 1 / 16, 0.5, 1.0]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(ohem_cases())
+def test_ohem_is_its_definition(case):
+    logits, labels, threshold, share = case
+    pixels = plain_losses(logits, labels)
+    assume(np.abs(pixels - threshold).min() > 1e-4)  # which side float32 rounds to is another question
+    loss = ohem_cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels), threshold=threshold, share=share
+    )
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain_ohem(pixels, threshold, share), rel=1e-4, abs=1e-5)
+
+
+def two_kinds_of_pixels(hard):
+    """Logits and labels (1, 8, 8): the loss is 2 in the first ``hard`` pixels and 0.1 in the others."""
+    losses_ = torch.full((64,), 0.1)
+    losses_[:hard] = 2.0
+    right = torch.exp(-losses_).view(1, 1, 8, 8)
+    logits = torch.cat([right, 1 - right], 1).log().requires_grad_()
+    return logits, torch.zeros(1, 8, 8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("hard", "expected", "learning"),
+    [
+        (10, 2.0, 10),  # more than 64 / 16: all of them, and no other
+        (5, 2.0, 5),
+        (4, 2.0, 4),  # not more than 4: the 4 largest
+        (2, (2 * 2.0 + 2 * 0.1) / 4, 4),  # a share of easy pixels fills up
+        (0, 0.1, 4),
+    ],
+)
+def test_ohem_learns_from_the_hard_pixels_alone(hard, expected, learning):
+    logits, labels = two_kinds_of_pixels(hard)
+    loss = ohem_cross_entropy(logits, labels, threshold=0.3, share=1 / 16)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    touched = logits.grad.abs().sum(1).flatten() > 0
+    assert touched.sum() == learning
+    assert touched[:hard].all()
+
+
+def test_ohem_counts_ignored_pixels_in_the_share():
+    logits, labels = two_kinds_of_pixels(3)
+    labels.view(-1)[3:] = 255  # 3 pixels are labelled; a sixteenth of 64 is 4
+    assert ohem_cross_entropy(logits, labels).item() == pytest.approx(3 * 2.0 / 4, rel=1e-5)
+
+
+def test_ohem_with_all_ignored_is_zero_with_zero_gradient():
+    output, labels = make_case()
+    loss = ohem_cross_entropy(output["out"], torch.full_like(labels, 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(output["out"].grad, torch.zeros_like(output["out"]))
+
+
+@pytest.mark.parametrize(("size", "least"), [(768, 294_912), (1024, 524_288)])
+def test_ohem_share_of_the_papers_batches(size, least):
+    """The 16th part of 8 crops of 768 x 768 and of 1024 x 1024 (Sec. 4.2)."""
+    assert losses._least_hard(8 * size * size, 1 / 16) == least
+
+
+def test_ohem_as_the_main_loss():
+    output, labels = make_case()
+
+    def main_loss(logits, labels, *, ignore_index):
+        return ohem_cross_entropy(logits, labels, threshold=2.0, share=0.1, ignore_index=ignore_index)
+
+    plain, plain_parts = segmentation_loss(output, labels)
+    total, parts = segmentation_loss(output, labels, main_loss=main_loss)
+    expected = ohem_cross_entropy(output["out"], labels, threshold=2.0, share=0.1)
+    torch.testing.assert_close(parts["main"], expected.detach())
+    assert parts["main"] > plain_parts["main"]
+    torch.testing.assert_close(total - plain, 0.6 * (parts["main"] - plain_parts["main"]))
+    assert {name: part for name, part in parts.items() if name != "main"} == {
+        name: part for name, part in plain_parts.items() if name != "main"
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, r"share is a part of the pixels, above 0 and at most 1 .*, not 0\.0"),
+        ({"share": 1.5}, r"not 1\.5"),
+        ({"threshold": -0.1}, r"threshold is a loss in nats, 0 or more, not -0\.1"),
+    ],
+)
+def test_ohem_refuses_other_numbers(options, message):
+    output, labels = make_case()
+    with pytest.raises(ValueError, match=message):
+        ohem_cross_entropy(output["out"], labels, **options)
+
+
+def test_ohem_refuses_labels_that_do_not_fit():
+    output, labels = make_case()
+    with pytest.raises(ValueError, match="do not fit"):
+        ohem_cross_entropy(output["out"], labels[:, :8])
+    with pytest.raises(ValueError, match="label 7 is neither a class"):
+        ohem_cross_entropy(output["out"], torch.full_like(labels, 7))
+    with pytest.raises(ValueError, match="leave out chunked or main_loss"):
+        segmentation_loss(output, labels, chunked=True, main_loss=ohem_cross_entropy)

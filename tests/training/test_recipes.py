@@ -8,6 +8,8 @@ import pytest
 from segkit import models
 from segkit.training.recipes import RECIPES, Recipe, recipe
 
+REGSEG = [name for name in RECIPES if name.startswith("regseg_") or name == "ddrnet_cityscapes"]
+
 
 def test_section_6_1_on_full_cityscapes():
     made = recipe("ldn_cityscapes")
@@ -36,6 +38,65 @@ def test_vnet_as_in_section_4_a():
     streets = recipe("vnet_streets")
     assert streets.crop == streets.dataset_options["size"] == (128, 256)
     assert (streets.optimizer, streets.schedule, streets.batch_size) == ("adam", "poly", 4)
+
+
+def changed(name, base="regseg_cityscapes"):
+    """The fields in which a recipe differs from another."""
+    mine, theirs = RECIPES[name].settings(), RECIPES[base].settings()
+    return {key for key in mine if mine[key] != theirs[key]} - {"name"}
+
+
+def test_regseg_as_in_section_4_2_and_4_3():
+    made = recipe("regseg_cityscapes")
+    assert (made.model, made.weights, made.batch_size, made.epochs) == ("regseg", "none", 8, 1000)
+    assert (made.optimizer, made.learning_rate, made.momentum) == ("sgd", 0.05, 0.9)
+    assert (made.weight_decay, made.decay_batchnorm) == (1e-4, False)
+    assert (made.schedule, made.poly_power, made.warmup_steps, made.warmup_factor) == ("poly", 0.9, 3000, 0.1)
+    assert (made.short_side, made.crop, made.flip) == ((400, 1600), (768, 768), 0.5)
+    assert (made.rand_augment, made.rand_magnitude, made.class_uniform) == (2, 0.2, 0.5)
+    assert (made.loss, made.aux_weight, made.exact_batchnorm, made.bn_momentum) == (
+        *("cross_entropy", 0.0),
+        *(False, 0.1),
+    )
+    assert (made.seed, made.data_seed, made.drop_last, made.mixed_precision) == (0, 0, True, True)
+    assert (made.train_split, made.final_split) == ("train", "val")
+
+
+def test_what_other_cityscapes_recipes_of_regseg_change():
+    assert changed("regseg_cityscapes_ablation") == {"epochs"}
+    assert recipe("regseg_cityscapes_ablation").epochs == 500
+    made = recipe("regseg_cityscapes_submission")
+    assert changed(made.name) == {"train_split", "val_split", "crop", "loss"}
+    assert (made.train_split, made.crop, made.loss) == ("trainval", (1024, 1024), "ohem")
+    assert (made.ohem_threshold, made.ohem_share) == (0.3, 1 / 16)
+    assert changed("ddrnet_cityscapes") == {"model"}
+
+
+def test_regseg_on_camvid():
+    fine, half = recipe("regseg_camvid_finetune"), recipe("regseg_camvid")
+    for made in (fine, half):
+        assert (made.train_split, made.val_split, made.final_split) == ("trainval", "", "test")
+        assert (made.batch_size, made.rand_augment, made.class_uniform) == (12, 0, 0.0)
+        assert (made.optimizer, made.decay_batchnorm, made.warmup_steps) == ("sgd", False, 1000)
+    assert (fine.epochs, fine.learning_rate, fine.weights) == (200, 0.005, "")  # to be given
+    assert (fine.short_side, fine.crop) == ((288, 1152), (720, 960))
+    assert changed("regseg_camvid", "regseg_camvid_finetune") == {
+        *("weights", "short_side", "crop", "epochs", "learning_rate"),
+    }
+    assert half.short_side == tuple(side // 2 for side in fine.short_side)
+    assert half.crop == tuple(side // 2 for side in fine.crop)
+    assert (half.weights, half.learning_rate) == ("none", recipe("regseg_cityscapes").learning_rate)
+
+
+def test_older_recipes_do_nothing_of_regsegs():
+    plain = Recipe()
+    fields = ("short_side", "rand_augment", "class_uniform", "loss", "drop_last", "warmup_steps", "data_seed")
+    for name in set(RECIPES) - set(REGSEG):
+        made = RECIPES[name]
+        assert [getattr(made, field) for field in fields] == [getattr(plain, field) for field in fields]
+        assert made.decay_batchnorm
+    values = ((0, 0), 0, 0.0, "cross_entropy", False, 0, -1)
+    assert tuple(getattr(plain, field) for field in fields) == values
 
 
 def test_recipes_of_ladder_densenets_have_one_optimizer_and_schedule():
@@ -78,7 +139,7 @@ def test_changes_keep_the_rest():
     ("name", "changes", "message"),
     [
         ("ldn_street", {}, "no recipe named 'ldn_street': did you mean ldn_streets"),
-        ("zzz", {}, "there is ldn_camvid, "),
+        ("zzz", {}, "there is ddrnet_cityscapes, ldn_camvid, "),
         ("ldn_streets", {"epoch": 1}, "no field 'epoch': did you mean epochs"),
         ("ldn_streets", {"epochs": "3"}, "epochs is a whole number, not '3'"),
         ("ldn_streets", {"epochs": True}, "epochs is a whole number, not True"),
@@ -93,8 +154,32 @@ def test_changes_keep_the_rest():
         ("ldn_streets", {"scale": (2.0, 0.5)}, "scale is a range"),
         ("ldn_streets", {"crop": (0, 5)}, "crop is height and width"),
         ("ldn_streets", {"betas": (0.9, 1.0)}, "betas lie between"),
-        ("ldn_streets", {"weights": "cityscapes"}, "weights is 'imagenet' or 'none', not 'cityscapes'"),
-        ("ldn_streets", {"optimizer": "sgd"}, "optimizer is 'amsgrad' or 'adam', not 'sgd'"),
+        (
+            "ldn_streets",
+            {"weights": "cityscapes"},
+            "weights is 'imagenet', 'none' or the path of a checkpoint such as .*final.pt, not 'cityscapes'",
+        ),
+        ("ldn_streets", {"optimizer": "lamb"}, "optimizer is 'amsgrad' or 'adam' or 'sgd', not 'lamb'"),
+        ("regseg_streets", {"short_side": (1600, 400)}, r"short_side is a range .*, not \(1600, 400\)"),
+        ("regseg_streets", {"short_side": (0, 400)}, r"short_side is a range .*, not \(0, 400\)"),
+        ("regseg_streets", {"short_side": (0.5, 2.0)}, "short_side is a pair"),
+        ("regseg_streets", {"rand_augment": 8}, "operations, from 0 to 7 .*, not 8"),
+        ("regseg_streets", {"rand_augment": -1}, "not -1"),
+        ("regseg_streets", {"rand_magnitude": 1.1}, "rand_magnitude must be between 0 and 1, not 1.1"),
+        ("regseg_streets", {"class_uniform": 1.5}, "class_uniform must be between 0 and 1, not 1.5"),
+        ("regseg_streets", {"loss": "focal"}, "loss is 'cross_entropy' or 'ohem', not 'focal'"),
+        ("regseg_streets", {"ohem_threshold": -0.3}, "ohem_threshold must be 0 or more, not -0.3"),
+        ("regseg_streets", {"ohem_share": 0}, "ohem_share is above 0 and at most 1, .*, not 0.0"),
+        ("regseg_streets", {"ohem_share": 1.1}, "not 1.1"),
+        ("regseg_streets", {"warmup_steps": -1}, "warmup_steps must be 0 or more, not -1"),
+        ("regseg_streets", {"warmup_factor": 2}, "warmup_factor must be between 0 and 1, not 2.0"),
+        ("regseg_streets", {"momentum": 1.0}, r"momentum lies between 0 and 1 \(1 excluded\), not 1.0"),
+        ("regseg_streets", {"data_seed": -2}, "data_seed is 0 or more, or -1 for the run's seed, not -2"),
+        (
+            "regseg_streets",
+            {"loss": "ohem", "chunked_loss": True},
+            "loss='ohem' ranks the pixels of the whole batch, .* chunked_loss=True .* leave out one of them",
+        ),
         ("ldn_streets", {"schedule": "step"}, "schedule is 'cosine' or 'poly', not 'step'"),
         ("ldn_streets", {"poly_power": -1}, "poly_power must be 0 or more, not -1.0"),
         (
@@ -107,6 +192,12 @@ def test_changes_keep_the_rest():
 def test_errors_say_what_and_what_instead(name, changes, message):
     with pytest.raises(ValueError, match=message):
         recipe(name, **changes)
+
+
+def test_weights_may_be_a_file():
+    assert recipe("ldn_streets", weights="runs/x/final.pt").weights_file
+    for weights in ("imagenet", "none", ""):
+        assert not recipe("ldn_streets", weights=weights).weights_file
 
 
 def test_a_recipe_cannot_be_changed_by_accident():
