@@ -312,17 +312,20 @@ def receptive_field(
             f"position={position!r}: only an image of a given size has borders; give image_size."
         )
 
-    network = read(model, at, output, image_size, channels)
-    out, borders = network.output, image_size is not None
-    sizes, offsets, places = zip(*(_along(network, axis) for axis in (0, 1)), strict=True)
+    # Marks are counted on the CPU, also for a caller who works below `torch.device("meta")`.
+    with torch.device("cpu"):
+        network = read(model, at, output, image_size, channels)
+        out, borders = network.output, image_size is not None
+        sizes, offsets, places = zip(*(_along(network, axis) for axis in (0, 1)), strict=True)
     if not all(sizes) and not include_global:
         raise network.unseen()
     if borders:
         places = _position(position, out.grid)
 
     def probe() -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int]]]:
-        seed = Patch(places, torch.ones(1, 1, dtype=torch.bool))
-        patch = Probe(network, (0, 1), clip=borders, include_global=include_global).run(seed)
+        with torch.device("cpu"):
+            seed = Patch(places, torch.ones(1, 1, dtype=torch.bool))
+            patch = Probe(network, (0, 1), clip=borders, include_global=include_global).run(seed)
         if patch is None:
             raise network.unseen(include_global=include_global)
         (top, bottom), (left, right) = (_extent(patch.bits.any(1 - axis)) for axis in (0, 1))

@@ -638,6 +638,13 @@ def test_outputs_are_chosen_by_key_index_function_or_submodule():
         receptive_field(maps, output=2)
 
 
+def test_works_below_the_meta_device():
+    with torch.device("meta"):
+        model = regseg([(1, 2)])
+        assert receptive_field(model).coverage == 1
+        assert receptive_field(model, image_size=(64, 64)).box == ((0, 63), (0, 63))
+
+
 def test_asymmetric_kernels_have_pairs():
     seen = receptive_field(nn.Conv2d(3, 1, (5, 1), stride=(2, 1), padding=(1, 0)))
     assert (seen.size, seen.stride, seen.offset) == ((5, 1), (2, 1), (1, 0))
