@@ -18,7 +18,7 @@ so that a batch could change with the number of workers. Equalize and brightness
     image, labels = rand_augment(sample["image"], sample["labels"], "rotate", 0.2, sign=-1)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+
+class InstanceMask(tv_tensors.Mask):
+    """A map of instance ids: it moves as a mask does, but new pixels become 0 (no instance), not 255."""
+
+
 MEAN_PIXEL = (123, 116, 103)
 """Red, green and blue of what is filled in: 255 times ImageNet's mean, cut off as in the authors' code."""
-FILL: Mapping[type, Any] = {tv_tensors.Image: MEAN_PIXEL, tv_tensors.Mask: 255}
-"""What corners get that a rotation brings into view: the mean pixel, and the label that is ignored."""
+IGNORED = 255
+"""The label of pixels that were not in the picture."""
+FILL: Mapping[type, Any] = {tv_tensors.Image: MEAN_PIXEL, tv_tensors.Mask: IGNORED, InstanceMask: 0}
+"""By type, what new pixels get: the mean pixel, the label that is ignored, no instance."""
 
 ROTATION = 30.0
 """Degrees at magnitude 1."""
@@ -58,18 +65,15 @@ def rand_augment(
     operation: str,
     magnitude: float = 0.2,
     sign: int = 1,
-    *,
-    fill: Mapping[type, Any] = FILL,
 ) -> tuple[Tensor, Tensor]:
     """One operation on an image and its label map; nothing is random.
 
     Args:
         image: uint8 (3, H, W).
-        labels: uint8 (H, W), or instance ids int32 (H, W).
+        labels: uint8 (H, W), or instance ids as an `InstanceMask`, int32 (H, W).
         operation: one of `OPERATIONS`.
         magnitude: from 0 to 1; the paper's is 0.2.
         sign: 1 turns left or strengthens, -1 turns right or weakens.
-        fill: by `tv_tensors.Image` and `tv_tensors.Mask`, what corners get that come into view.
 
     Returns:
         Image and label map of the same types and sizes. Only rotate changes the labels.
@@ -83,32 +87,31 @@ def rand_augment(
         raise ValueError(f"unknown operation {operation!r} of RandAug: there are {names}")
     if sign not in (1, -1):
         raise ValueError(f"sign must be 1 or -1, got {sign}")
-    picture = _change(_picture(image), operation, magnitude, sign, fill[tv_tensors.Image])
-    return _like(picture, image), _moved(labels, operation, magnitude, sign, fill[tv_tensors.Mask])
+    picture = _change(_picture(image), operation, magnitude, sign)
+    return _like(picture, image), _moved(labels, operation, magnitude, sign)
 
 
 class RandAugment(v2.Transform):
     """Distinct random operations on a sample, each with a random sign; the labels turn with the image.
 
+    torchvision's transform of this name has other operations and strengths, and draws some of them twice.
+
     Args:
         operations: how many of the seven; the paper's is 2.
         magnitude: of each, from 0 to 1; the paper's is 0.2.
-        fill: by type, what corners get that come into view; a type that is not in it counts as its parent.
 
     Raises:
         ValueError: if there are not so many operations, or the magnitude is none.
     """
 
-    def __init__(
-        self, operations: int = 2, magnitude: float = 0.2, *, fill: Mapping[type, Any] = FILL
-    ) -> None:
+    def __init__(self, operations: int = 2, magnitude: float = 0.2) -> None:
         super().__init__()
         if not 0 <= operations <= len(OPERATIONS):
             raise ValueError(
                 f"RandAugment takes 0 to {len(OPERATIONS)} distinct operations an image, got {operations}"
             )
         _check_magnitude(magnitude)
-        self.operations, self.magnitude, self.fill = operations, magnitude, dict(fill)
+        self.operations, self.magnitude = operations, magnitude
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the operations, in the order in which they are done, and a sign for each."""
@@ -118,16 +121,15 @@ class RandAugment(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Changes one image or map."""
-        if not isinstance(inpt, (tv_tensors.Image, tv_tensors.Mask)):
-            return inpt
-        fill = next(self.fill[kind] for kind in type(inpt).__mro__ if kind in self.fill)
         if isinstance(inpt, tv_tensors.Mask):
             for operation, sign in params["steps"]:
-                inpt = _moved(inpt, operation, self.magnitude, sign, fill)
+                inpt = _moved(inpt, operation, self.magnitude, sign)
+            return inpt
+        if not isinstance(inpt, tv_tensors.Image):
             return inpt
         picture = _picture(inpt)
         for operation, sign in params["steps"]:
-            picture = _change(picture, operation, self.magnitude, sign, fill)
+            picture = _change(picture, operation, self.magnitude, sign)
         return _like(picture, inpt)
 
 
@@ -138,18 +140,15 @@ def _check_magnitude(magnitude: float) -> None:
         )
 
 
-def _change(
-    picture: Image.Image, operation: str, magnitude: float, sign: int, fill: Sequence[float]
-) -> Image.Image:
+def _change(picture: Image.Image, operation: str, magnitude: float, sign: int) -> Image.Image:
     if operation in _PLAIN:
         return _PLAIN[operation](picture)
     if operation in _ENHANCERS:
         return _ENHANCERS[operation](picture).enhance(1 + sign * ENHANCEMENT * magnitude)
-    color = tuple(round(value) for value in fill)
-    return picture.rotate(sign * ROTATION * magnitude, Image.Resampling.BILINEAR, fillcolor=color)
+    return picture.rotate(sign * ROTATION * magnitude, Image.Resampling.BILINEAR, fillcolor=MEAN_PIXEL)
 
 
-def _moved(labels: Tensor, operation: str, magnitude: float, sign: int, fill: float) -> Tensor:
+def _moved(labels: Tensor, operation: str, magnitude: float, sign: int) -> Tensor:
     """A label map after an operation on its image."""
     if labels.ndim != 2 or labels.dtype not in (torch.uint8, torch.int32):
         raise ValueError(
@@ -159,7 +158,8 @@ def _moved(labels: Tensor, operation: str, magnitude: float, sign: int, fill: fl
     if operation != "rotate":
         return labels
     picture = Image.fromarray(labels.as_subclass(Tensor).numpy())
-    turned = picture.rotate(sign * ROTATION * magnitude, Image.Resampling.NEAREST, fillcolor=round(fill))
+    fill = FILL[InstanceMask if isinstance(labels, InstanceMask) else tv_tensors.Mask]
+    turned = picture.rotate(sign * ROTATION * magnitude, Image.Resampling.NEAREST, fillcolor=fill)
     return _wrapped(torch.from_numpy(np.array(turned)), labels)
 
 

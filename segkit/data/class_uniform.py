@@ -9,14 +9,14 @@ of the epoch is random images, none of them twice.
     centroids.by_class["rider"][0]  # Centroid(image=3, x=411.6, y=120.9)
     batches = EpochBatches(len(dataset), batch_size=8, seed=0, epoch=0, centroids=centroids, share=0.5)
 
-Tiles are squares as long as the image's short side, so that a 1024x2048 image has two, at any resolution.
-(RegSeg's release has tiles of 1024 pixels: of images stored at half size none is left, and its sampling turns
-into a plain shuffle without a word.) Where the long side is not a multiple of the short one, the last tile
-ends at the image's edge and overlaps the one before, so that no pixel is left out.
+The long side is cut into equal tiles, as few as make none longer than the short side, so that a 1024x2048
+image has two squares, and one of half that size too. (RegSeg's release has tiles of 1024 pixels: of images
+stored at half size none is left, and its sampling turns into a plain shuffle without a word.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ def class_uniform_counts(length: int, classes: int, share: float) -> tuple[int, 
         raise ValueError(f"there must be at least one sample and one class, got {length} and {classes}")
     if not 0 <= share <= 1:
         raise ValueError(f"the share of class-uniform samples lies between 0 and 1, got {share}")
-    each = int(length * share / classes)
+    each = int(Fraction(str(share)) * length / classes)  # 0.57 of 100 is 57, and in floating point less
     if share and not each:
         raise ValueError(
             f"a share of {share} of {length} samples is less than one for each of {classes} classes: take "
@@ -144,28 +144,30 @@ class Centroids:
 
 
 def tile_centroids(labels: np.ndarray, classes: int) -> Iterator[tuple[int, float, float]]:
-    """The centers of mass of the classes in the square tiles of one label map.
+    """The centers of mass of the classes in the tiles of one label map.
 
     Args:
-        labels: integers (H, W); what is not below `classes` is ignored.
+        labels: integers (H, W); what is not from 0 to `classes` - 1 is ignored.
         classes: number of classes.
 
     Yields:
         Class, x and y (pixels from the map's left and upper edge), class by class in each tile.
     """
-    side, longer = min(labels.shape), max(labels.shape)
-    for start in range(0, longer if side else 0, side or 1):
-        start = min(start, longer - side)
-        top, left = (0, start) if labels.shape[1] == longer else (start, 0)
-        tile = labels[top : top + side, left : left + side]
+    shorter, longer = sorted(labels.shape)
+    count = -(-longer // shorter) if shorter else 0
+    wide = labels.shape[1] == longer
+    for start, end in ((i * longer // count, (i + 1) * longer // count) for i in range(count)):
+        top, left = (0, start) if wide else (start, 0)
+        tile = labels[:, start:end] if wide else labels[start:end]
         # Label maps are large and smooth: sums over runs of equal labels are many times faster than sums
         # over pixels. A run's center is half its length after its beginning.
-        begins = np.ones(tile.shape, bool)  # (side, side): whether a run begins here
+        begins = np.ones(tile.shape, bool)  # (h, w): whether a run begins here
         np.not_equal(tile[:, 1:], tile[:, :-1], out=begins[:, 1:])
         starts = np.flatnonzero(begins)
         lengths = np.diff(starts, append=tile.size)
-        rows, columns = np.divmod(starts, side)
-        runs = tile[rows, columns]
+        rows, columns = np.divmod(starts, tile.shape[1])
+        runs = tile[rows, columns].astype(np.int64)
+        runs[(runs < 0) | (runs > classes)] = classes  # ignored
         pixels, xs, ys = (
             np.bincount(runs, lengths * weight, classes)
             for weight in (1, left + columns + lengths / 2, top + rows + 0.5)
@@ -204,14 +206,14 @@ def class_shares(batches: Iterable[dict[str, Any]], classes: int) -> ClassShares
     """How often classes come up in batches, such as an epoch's with and without class-uniform sampling.
 
     Args:
-        batches: with "labels" (B, H, W); what is not below `classes` is ignored.
+        batches: with "labels" (B, H, W); what is not from 0 to `classes` - 1 is ignored.
         classes: number of classes.
 
     Raises:
         ValueError: if no pixel is labeled.
     """
     counts = [
-        torch.bincount(labels[labels < classes].flatten().long(), minlength=classes)
+        torch.bincount(labels[(labels >= 0) & (labels < classes)].flatten().long(), minlength=classes)
         for batch in batches
         for labels in batch["labels"]
     ]

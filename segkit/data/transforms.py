@@ -18,18 +18,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from segkit.data.augment import MEAN_PIXEL, RandAugment
+from segkit.data.augment import FILL, IGNORED, InstanceMask, RandAugment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of red, green and blue on ImageNet, pixels in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of red, green and blue on ImageNet, pixels in [0, 1]."""
-IGNORED = 255
-"""The label of padded pixels."""
-
-
-class InstanceMask(tv_tensors.Mask):
-    """A map of instance ids: it moves as a mask does, but padded pixels become 0 (no instance), not 255."""
 
 
 def normalize(
@@ -258,14 +252,14 @@ def regseg_transform(
         ValueError: if an argument is outside its range.
     """
     _check_crop_and_flip(crop, flip)
-    fill = {tv_tensors.Image: list(MEAN_PIXEL), tv_tensors.Mask: IGNORED, InstanceMask: 0}
+    fill = {kind: list(value) if isinstance(value, tuple) else value for kind, value in FILL.items()}
     return v2.Compose(
         [
             RandomShortSide(short_side),
             RandomInnerCrop(crop),
             v2.RandomHorizontalFlip(flip),
-            RandAugment(rand_augment, rand_magnitude, fill=fill),
-            v2.RandomCrop(tuple(crop), pad_if_needed=True, fill=dict(fill)),  # only pads: see RandomInnerCrop
+            RandAugment(rand_augment, rand_magnitude),
+            v2.RandomCrop(tuple(crop), pad_if_needed=True, fill=fill),  # only pads: see RandomInnerCrop
         ]
     )
 

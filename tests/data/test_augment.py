@@ -148,23 +148,19 @@ def test_the_transform_takes_distinct_operations_and_both_signs():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), operations=st.integers(0, 7))
 def test_the_transform_is_its_operations_one_after_another(seed, operations):
-    transform = RandAugment(operations, 0.4, fill={tv_tensors.Image: (9, 8, 7), tv_tensors.Mask: 255})
+    transform = RandAugment(operations, 0.4)
     torch.manual_seed(seed)
     steps = transform.make_params([])["steps"]
     torch.manual_seed(seed)
     result = transform(sample())
     image, labels = tensor(PICTURE), LABELS
     for operation, sign in steps:
-        fill = {tv_tensors.Image: (9, 8, 7), tv_tensors.Mask: 255}
-        image, labels = rand_augment(image, labels, operation, 0.4, sign, fill=fill)
+        image, labels = rand_augment(image, labels, operation, 0.4, sign)
     assert torch.equal(result["image"], image) and torch.equal(result["labels"], labels)
 
 
 def test_types_survive_and_instances_are_filled_with_their_own_value():
-    transform = RandAugment(
-        7, 1.0, fill={tv_tensors.Image: MEAN_PIXEL, tv_tensors.Mask: 255, InstanceMask: 0}
-    )
-    result = transform(sample())
+    result = RandAugment(7, 1.0)(sample())
     kinds = {key: type(value) for key, value in sample().items()}
     assert {key: type(value) for key, value in result.items()} == kinds
     assert result["image"].dtype == result["labels"].dtype == torch.uint8
@@ -173,6 +169,12 @@ def test_types_survive_and_instances_are_filled_with_their_own_value():
     assert outside.any() and torch.equal(result["instances"] == 0, outside)
     assert torch.equal(result["instances"][~outside] - 1000, result["labels"][~outside].int())
     assert result["name"] == "picture" and torch.equal(result["other"], torch.ones(3))
+
+
+def test_an_instance_map_alone_is_filled_with_0():
+    ids = InstanceMask(torch.full((40, 60), 7, dtype=torch.int32))
+    _, turned = rand_augment(torch.zeros(3, 40, 60, dtype=torch.uint8), ids, "rotate", 1.0)
+    assert isinstance(turned, InstanceMask) and turned.unique().tolist() == [0, 7]
 
 
 @pytest.mark.parametrize("magnitude", [-0.1, 1.1, 2, float("nan")])

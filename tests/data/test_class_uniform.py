@@ -1,6 +1,8 @@
 """Class-uniform sampling: counts, centroids, an epoch's order, crops that hold their point."""
 
+import itertools
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -79,38 +81,43 @@ def test_the_counts_of_the_authors():
 
 @given(length=st.integers(1, 5000), classes=st.integers(1, 60), share=st.floats(0, 1))
 def test_counts_fill_the_epoch_and_never_exceed_the_share(length, classes, share):
-    if share > 0 and length * share / classes < 1:
+    if share > 0 and length * Fraction(str(share)) < classes:
         with pytest.raises(ValueError, match="less than one"):
             class_uniform_counts(length, classes, share)
         return
     each, drawn, plain = class_uniform_counts(length, classes, share)
     assert drawn == each * classes and drawn + plain == length and plain >= 0
-    assert length * share - classes < drawn <= length * share
+    assert length * Fraction(str(share)) - classes < drawn <= length * Fraction(str(share))
+
+
+def test_counts_are_not_rounded_below_a_whole_number():
+    assert class_uniform_counts(100, 57, 0.57) == (1, 57, 43)  # 100 * 0.57 is 56.99... in floating point
 
 
 def by_hand(labels: np.ndarray, classes: int) -> list[tuple[int, float, float]]:
-    """Centers of mass in square tiles, tile by tile and class by class."""
-    (height, width), found = labels.shape, []
-    side = min(height, width)
-    corners = {(0, min(x, width - side)) for x in range(0, width, side)} if width >= height else set()
-    if height > width:
-        corners = {(min(y, height - side), 0) for y in range(0, height, side)}
-    for top, left in sorted(corners):
+    """Centers of mass in the fewest equal tiles that are no longer than high, tile by tile and by class."""
+    axis = int(labels.shape[1] >= labels.shape[0])  # the long side's
+    longer, shorter = labels.shape[axis], labels.shape[1 - axis]
+    tiles = next(n for n in itertools.count(1) if longer <= n * shorter)
+    found = []
+    for tile in range(tiles):
+        inside = np.arange(longer)
+        inside = (inside >= tile * longer // tiles) & (inside < (tile + 1) * longer // tiles)
         for label in range(classes):
-            rows, columns = np.nonzero(labels[top : top + side, left : left + side] == label)
+            rows, columns = np.nonzero((labels == label) & (inside if axis else inside[:, None]))
             if len(rows):
-                found.append((label, left + columns.mean() + 0.5, top + rows.mean() + 0.5))
+                found.append((label, columns.mean() + 0.5, rows.mean() + 0.5))
     return found
 
 
 label_maps = st.tuples(st.integers(1, 9), st.integers(1, 30), st.booleans()).flatmap(
-    lambda s: arrays(np.uint8, s[:2] if s[2] else s[1::-1], elements=st.sampled_from([0, 1, 2, 3, 255]))
+    lambda s: arrays(np.int16, s[:2] if s[2] else s[1::-1], elements=st.sampled_from([0, 1, 2, 3, -1, 255]))
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(labels=label_maps)
-def test_centroids_are_centers_of_mass_in_square_tiles(labels):
+def test_centroids_are_centers_of_mass_in_tiles(labels):
     found = list(tile_centroids(labels, 4))
     expected = by_hand(labels, 4)
     assert [label for label, *_ in found] == [label for label, *_ in expected]
@@ -121,12 +128,11 @@ def test_centroids_are_centers_of_mass_in_square_tiles(labels):
     ("size", "tiles"), [((16, 32), 2), ((8, 16), 2), ((32, 16), 2), ((18, 24), 2), ((9, 9), 1)]
 )
 def test_tiles_at_any_size(size, tiles):
-    # Cityscapes at full or half size has two; CamVid's 720x960 has one and a third: two that overlap.
+    # Cityscapes at full or half size has two squares; CamVid's 720x960 has two that are higher than wide.
     places = list(tile_centroids(np.zeros(size, np.uint8), 4))
-    assert len(places) == tiles
-    side = min(size)
-    assert places[0] == (0, side / 2, side / 2)
-    assert places[-1] == (0, size[1] - side / 2, size[0] - side / 2)
+    longer = max(size)
+    middles = [(i + 0.5) * longer / tiles for i in range(tiles)]
+    assert [place[1 if size[1] == longer else 2] for place in places] == middles
 
 
 def test_centroids_name_images_and_places():
