@@ -28,6 +28,7 @@ PATHS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 NOT_COMPARED: dict[str, set[str]] = {
     "03_ldn_train": {"c28", "c30", "c35"},  # the scores of the trained network
     "04_vnet_reversible": {"c39"},  # the scores of the three trained networks
+    "05_receptive_field": {"c33"},  # how far the gradients of trained networks reach
 }
 EXEMPT_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 
