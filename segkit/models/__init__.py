@@ -22,8 +22,7 @@ from segkit.models.peers.pspnet import PSPNet
 from segkit.models.peers.regnet import DilatedRegNetY
 from segkit.models.peers.segnet import SegNet
 from segkit.models.peers.swiftnet import SwiftNet
-from segkit.models.regseg import DILATIONS, RegSeg
-from segkit.models.regseg_decoders import DECODERS
+from segkit.models.regseg import DECODERS, DILATIONS, RegSeg
 from segkit.models.resnet import ladder_resnet
 from segkit.models.vnet import VNet
 

@@ -1,5 +1,6 @@
-"""What two or more architectures share: batch norm, BN-ReLU-convolution, input checks, initial weights."""
+"""What two or more architectures share: norm and convolution in either order, checks, initial weights."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +152,49 @@ class CatBNReLUConv(BNReLUConv):
         return self.conv(norm_relu_of_cat(self.norm, features, self.segment))
 
 
+class ConvNormReLU(nn.Sequential):
+    """The usual order: convolution without bias ('same' padding), batch norm and, unless told not to, ReLU.
+
+    Args:
+        channels_in: maps in.
+        channels_out: maps out, which the batch norm sees.
+        kernel: side of the kernel, odd.
+        stride: stride of the convolution.
+        relu: whether there is one.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int = 1, *, stride: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(channels_out),
+            *([nn.ReLU(inplace=True)] if relu else []),
+        )
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation: each channel times a gate in (0, 1) found from the means of all channels.
+
+    Args:
+        channels: in and out.
+        squeezed: channels between the two 1x1 convolutions.
+    """
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)  # (B, channels, h, w)
+
+
 class Stage(nn.Sequential):
     """Units in a row, each a segment ``unit`` that can be recomputed, all together a ``block``."""
 
@@ -169,6 +213,46 @@ class Stage(nn.Sequential):
 def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear interpolation to (H, W), pixels seen as areas (corners not aligned)."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def as_integer(value: Any) -> int | None:
+    """An integer of Python's, NumPy's or PyTorch's as Python's own; None for all else, bools too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_classes(num_classes: int, least: int = 1, *, because: str = "") -> int:
+    """A number of classes, as Python's int.
+
+    Args:
+        num_classes: what was given.
+        least: how many there must be.
+        because: why, if it is not plain: ``"..., so "``.
+
+    Raises:
+        ValueError: if it is no integer or below ``least``.
+    """
+    number = as_integer(num_classes)
+    if number is None or number < least:
+        raise ValueError(
+            f"num_classes={num_classes!r}: {because}an integer of at least {least} is needed, e.g. 19."
+        )
+    return number
+
+
+def norms_train(*parts: nn.Module) -> bool:
+    """Whether a batch norm in these parts is in train mode, where one value per channel has no variance.
+
+    The mode of the parts themselves says nothing: norms may be frozen within a model that is trained.
+    """
+    return any(
+        module.training
+        for part in parts
+        for module in part.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    )
 
 
 def check_images(x: Tensor, minimum: int) -> None:

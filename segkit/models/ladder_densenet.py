@@ -16,6 +16,7 @@ from segkit.models.blocks import (
     BatchNorm,
     BNReLUConv,
     CatBNReLUConv,
+    check_classes,
     check_images,
     imagenet,
     initialize,
@@ -180,8 +181,7 @@ class Ladder(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
+        self.num_classes = num_classes = check_classes(num_classes)
         if spp not in ("square", "pspnet", "none"):
             raise ValueError(f"spp={spp!r}: choose 'square', 'pspnet' or 'none'.")
         if upsample_to not in backbone.strides:
@@ -191,7 +191,6 @@ class Ladder(nn.Module):
             raise ValueError(
                 f"spp_grids={spp_grids!r}: give different numbers of rows, at least 1, e.g. (8, 4, 2, 1)."
             )
-        self.num_classes = num_classes
         self.output_stride = upsample_to
         self.minimum_size = backbone.strides[-1]
         self.pretrained = False
@@ -247,7 +246,9 @@ class Ladder(nn.Module):
         for head in (self.logits, *self.aux.values()):
             nn.init.xavier_normal_(head.conv.weight)
 
-    def forward(self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True) -> dict:
+    def forward(
+        self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
         check_images(x, self.minimum_size)
         auxiliary = self.training if auxiliary is None else auxiliary
         image_size = x.shape[-2:]

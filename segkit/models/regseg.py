@@ -17,12 +17,26 @@ Shapes: B images of H x W pixels; i, o = a block's channels in and out; sizes th
 round up.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, Stage, check_images, upsample
+from segkit.models.blocks import (
+    ConvNormReLU,
+    FromScratch,
+    SqueezeExcite,
+    Stage,
+    as_integer,
+    check_classes,
+    check_images,
+    norms_train,
+    upsample,
+)
+from segkit.models.regseg_decoders import LRASPP, BiSeNetDecoder, Concat, SFNetDecoder, Sum
 
 # Table 4's rows: dilations of the 13 blocks of stride 1 at H/16. RegSeg is row 1 (Table 2).
 DILATIONS: dict[int, tuple[tuple[int, ...], ...]] = {
@@ -36,41 +50,6 @@ DILATIONS: dict[int, tuple[tuple[int, ...], ...]] = {
     8: (*5 * ((1, 4),), *8 * ((1, 10),)),
     9: ((1, 1), (1, 2), (1, 4), (1, 6), (1, 8), (1, 10), *7 * ((1, 4, 8, 12),)),
 }
-
-
-class ConvNormReLU(nn.Sequential):
-    """Convolution without bias ('same' padding), batch norm and, unless told otherwise, ReLU."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: int = 1, *, stride: int = 1, relu: bool = True
-    ) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(channels_out),
-            *([nn.ReLU(inplace=True)] if relu else []),
-        )
-
-
-class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation: each channel times a gate in (0, 1) found from the means of all channels.
-
-    Args:
-        channels: in and out.
-        squeezed: channels between the two 1x1 convolutions.
-    """
-
-    def __init__(self, channels: int, squeezed: int) -> None:
-        super().__init__()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, squeezed, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(squeezed, channels, 1),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)  # (B, channels, h, w)
 
 
 class DBlock(nn.Module):
@@ -89,7 +68,9 @@ class DBlock(nn.Module):
         group_width: channels that a group of the 3x3 convolution reads and writes (g).
 
     Attributes:
-        branches: the 3x3 convolutions, in the order of their channels.
+        conv1: the first 1x1 convolution, its norm and ReLU.
+        branches: the 3x3 convolutions, in the order of their channels; ``norm`` comes after all of them.
+        conv3: the last 1x1 convolution and its norm.
 
     Raises:
         ValueError: if an argument is none of those above.
@@ -105,12 +86,14 @@ class DBlock(nn.Module):
         group_width: int = 16,
     ) -> None:
         super().__init__()
-        _check_block(channels_in, channels_out, dilations, stride, group_width)
+        channels_in, channels_out, dilations, stride, group_width = _checked(
+            channels_in, channels_out, dilations, stride, group_width
+        )
         if len(set(dilations)) == 1:
             dilations = dilations[:1]
         part = channels_out // len(dilations)
 
-        self.reduce = ConvNormReLU(channels_in, channels_out)
+        self.conv1 = ConvNormReLU(channels_in, channels_out)
         self.branches = nn.ModuleList(
             nn.Conv2d(
                 part, part, 3, stride=stride, padding=d, dilation=d, groups=part // group_width, bias=False
@@ -119,7 +102,7 @@ class DBlock(nn.Module):
         )
         self.norm = nn.BatchNorm2d(channels_out)
         self.squeeze_excite = SqueezeExcite(channels_out, channels_in // 4)
-        self.expand = ConvNormReLU(channels_out, channels_out, relu=False)
+        self.conv3 = ConvNormReLU(channels_out, channels_out, relu=False)
         if stride == 2:
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(2, ceil_mode=True), ConvNormReLU(channels_in, channels_out, relu=False)
@@ -131,14 +114,14 @@ class DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, i, h, w) -> (B, o, h/stride, w/stride), rounded up."""
-        main = self.reduce(x)  # (B, o, h, w)
+        main = self.conv1(x)  # (B, o, h, w)
         if len(self.branches) == 1:
             main = self.branches[0](main)
         else:
             parts = main.chunk(len(self.branches), dim=1)
             main = torch.cat([conv(part) for conv, part in zip(self.branches, parts, strict=True)], dim=1)
         main = self.squeeze_excite(F.relu(self.norm(main), inplace=True))  # (B, o, h/stride, w/stride)
-        return F.relu(self.expand(main) + self.shortcut(x), inplace=True)
+        return F.relu(self.conv3(main) + self.shortcut(x), inplace=True)
 
 
 class RegSegBackbone(nn.Module):
@@ -217,6 +200,21 @@ class RegSegDecoder(nn.Module):
         return self.logits(x)
 
 
+# Table 5's decoders. Each is made from the channels at H/4, H/8 and H/16; the others are in
+# `segkit.models.regseg_decoders`.
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "regseg": RegSegDecoder,
+    "sum3x3": partial(Sum, kernel=3),  # which all of Table 4's backbones have too
+    "sum1x1": partial(Sum, kernel=1),  # what ran under the table's "concat+1x1 conv"
+    "concat3x3": partial(Concat, join=partial(ConvNormReLU, kernel=3)),
+    "concat1x1": partial(Concat, join=ConvNormReLU),  # what the text describes
+    "concat-yblock": partial(Concat, join=DBlock),
+    "lraspp": LRASPP,
+    "sfnet": SFNetDecoder,
+    "bisenet": BiSeNetDecoder,
+}
+
+
 class BackboneAndDecoder(FromScratch):
     """What the rows of Tables 4 and 5 have in common: a backbone's three maps, and a decoder to logits.
 
@@ -227,21 +225,17 @@ class BackboneAndDecoder(FromScratch):
     Args:
         backbone: has ``channels`` and ``segment``.
         num_classes: maps of the logits.
-        decoder: a key of `segkit.models.regseg_decoders.DECODERS`.
+        decoder: a key of ``DECODERS``.
     """
 
     def __init__(self, backbone: nn.Module, *, num_classes: int, decoder: str) -> None:
-        from segkit.models.regseg_decoders import DECODERS  # here: that file is built of this one's blocks
-
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
+        self.num_classes = num_classes = check_classes(num_classes)
         if decoder not in DECODERS:
             raise ValueError(f"Unknown decoder={decoder!r}; choose one of {', '.join(DECODERS)}.")
         backbone.segment.check_places()
         self.backbone = backbone
         self.decoder = DECODERS[decoder](backbone.channels, num_classes=num_classes)
-        self.num_classes = num_classes
         self.output_stride = self.decoder.output_stride
         self.minimum_size = 16
 
@@ -249,7 +243,7 @@ class BackboneAndDecoder(FromScratch):
         self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
     ) -> dict[str, Tensor]:
         check_images(x, self.minimum_size)  # `auxiliary` is every model's keyword; there are no such outputs
-        if self.training and x.shape[0] == 1 and max(x.shape[-2:]) <= 16:
+        if x.shape[0] == 1 and max(x.shape[-2:]) <= 16 and norms_train(self):
             raise ValueError(
                 f"Cannot train on a single image of {x.shape[-2]}x{x.shape[-1]} pixels: at H/16 it leaves "
                 f"one value per channel, from which batch norm can learn nothing. Use a larger image, at "
@@ -267,7 +261,7 @@ class RegSeg(BackboneAndDecoder):
     Args:
         num_classes: maps of the logits.
         dilations: of the D blocks of stride 1 at H/16; ``DILATIONS`` has Table 4's rows.
-        decoder: a key of `segkit.models.regseg_decoders.DECODERS`; ``"regseg"`` is Section 3.4's.
+        decoder: a key of ``DECODERS``; ``"regseg"`` is Section 3.4's.
         recompute: segments to checkpoint: ``stem``; ``unit``, a D block; ``block``, all blocks of a
             resolution. Places are the resolutions 4, 8 and 16; see `segkit.memory.recompute`.
 
@@ -287,34 +281,39 @@ class RegSeg(BackboneAndDecoder):
         super().__init__(RegSegBackbone(dilations, segment=segment), num_classes=num_classes, decoder=decoder)
 
 
-def _check_block(
+def _checked(
     channels_in: int, channels_out: int, dilations: tuple[int, ...], stride: int, group_width: int
-) -> None:
-    """Refuse what no D block can be made of; see `DBlock`."""
-    if (
-        not isinstance(dilations, (tuple, list))
-        or not dilations
-        or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dilations)
-    ):
+) -> tuple[int, int, tuple[int, ...], int, int]:
+    """The arguments of `DBlock`, as Python's integers; refuses what no D block can be made of."""
+    listed = isinstance(dilations, (tuple, list))
+    found = tuple(as_integer(d) for d in dilations) if listed else ()
+    if not found or any(d is None or d < 1 for d in found):
         raise ValueError(
             f"dilations={dilations!r}: give the dilation of each branch, an integer of at least 1, "
             f"e.g. (1, 4)."
         )
-    if stride not in (1, 2):
+    step = as_integer(stride)
+    if step not in (1, 2):
         raise ValueError(f"stride={stride!r}: a D block has stride 1 or 2.")
-    if channels_in < 4:
+    narrow, wide, group = (as_integer(n) for n in (channels_in, channels_out, group_width))
+    if narrow is None or narrow < 4:
         raise ValueError(
-            f"channels_in={channels_in!r}: at least 4 are needed, for squeeze-and-excitation narrows to a "
-            f"quarter."
+            f"channels_in={channels_in!r}: an integer of at least 4 is needed, for squeeze-and-excitation "
+            f"narrows to a quarter."
         )
-    if group_width < 1 or channels_out < 1 or channels_out % group_width:
+    if group is None or wide is None or group < 1 or wide < 1:
+        raise ValueError(
+            f"channels_out={channels_out!r}, group_width={group_width!r}: integers of at least 1 are needed."
+        )
+    if wide % group:
         raise ValueError(
             f"channels_out={channels_out!r} is not a multiple of group_width={group_width!r}; choose widths "
             f"that are."
         )
-    branches = len(dilations) if len(set(dilations)) > 1 else 1
-    if channels_out % (branches * group_width):
+    branches = len(found) if len(set(found)) > 1 else 1
+    if wide % (branches * group):
         raise ValueError(
-            f"dilations={tuple(dilations)}: {branches} branches of groups of {group_width} do not divide "
-            f"channels_out={channels_out}; it must be a multiple of {branches * group_width}."
+            f"dilations={found}: {branches} branches of groups of {group} do not divide channels_out={wide}; "
+            f"it must be a multiple of {branches * group}."
         )
+    return narrow, wide, found, step, group

@@ -5,39 +5,42 @@ its text: a 1x1 convolution on the maps at H/16 and one on those at H/8, their s
 convolution or a block, and a 1x1 convolution to the logits. The other three stand for LRASPP (MobileNetV3),
 SFNet and BiSeNet, in the widths that the author's code gives them; they are not those networks' own heads.
 
-Where paper and code differ: Table 5's "concat+1x1" ran with a sum; that is ``sum1x1``, and ``concat1x1`` is
-what the text describes. The text's [1x1, 128] convolution is in SFNet's decoder a [1x1, 64], and LRASPP
-classifies both maps and adds the logits. From the author's code too: which convolutions have a bias, which
-have no ReLU, nearest upsampling in BiSeNet's, aligned corners in SFNet's last. In SFNet's FAM the grid runs
-from the first to the last pixel's center while the sampling counts from border to border, so that even a flow
-of zero does not give bilinear upsampling.
+Where paper and code differ: Table 5's "concat+1x1" ran with a sum. The text's [1x1, 128] convolution is in
+SFNet's decoder a [1x1, 64], and LRASPP classifies both maps and adds the logits. From the author's code too:
+which convolutions have a bias, which have no ReLU, nearest upsampling in BiSeNet's, aligned corners in
+SFNet's last. In SFNet's FAM the grid runs from the first to the last pixel's center while the sampling counts
+from border to border, so that even a flow of zero does not give bilinear upsampling.
 
 Every decoder is made from the backbone's ``channels`` at H/4, H/8 and H/16, and ``forward(x4, x8, x16)``
-returns logits (B, num_classes, H/8, W/8); none but RegSeg's own uses x4.
+returns logits (B, num_classes, H/8, W/8), with no use of x4. RegSeg's own decoder, and the names of all, are
+in `segkit.models.regseg`.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.models.blocks import upsample
-from segkit.models.regseg import ConvNormReLU, DBlock, RegSegDecoder, SqueezeExcite
+from segkit.models.blocks import ConvNormReLU, SqueezeExcite, norms_train, upsample
 
 
-class _Sum(nn.Module):
-    """1x1 convolutions to 128 maps, added at H/8, a ``kernel`` x ``kernel`` convolution, the logits."""
+class Sum(nn.Module):
+    """Table 5's "sum+...": 1x1 convolutions to 128 maps, added at H/8, one more convolution, the logits.
+
+    Args:
+        channels: of the maps at H/4, H/8 and H/16.
+        num_classes: maps of the logits.
+        kernel: side of the convolution after the sum.
+    """
 
     output_stride = 8
-    kernel: int
 
-    def __init__(self, channels: tuple[int, int, int], *, num_classes: int) -> None:
+    def __init__(self, channels: tuple[int, int, int], *, num_classes: int, kernel: int) -> None:
         super().__init__()
         self.head8 = ConvNormReLU(channels[1], 128)
         self.head16 = ConvNormReLU(channels[2], 128)
-        self.conv = ConvNormReLU(128, 128, self.kernel)
+        self.conv = ConvNormReLU(128, 128, kernel)
         self.logits = nn.Conv2d(128, num_classes, 1)
 
     def forward(self, x4: Tensor, x8: Tensor, x16: Tensor) -> Tensor:
@@ -45,53 +48,30 @@ class _Sum(nn.Module):
         return self.logits(self.conv(x8 + upsample(x16, x8.shape[-2:])))
 
 
-class Sum3x3(_Sum):
-    """Table 5's "sum+3x3 conv", which all of Table 4's backbones have too."""
+class Concat(nn.Module):
+    """Table 5's "concat+...": 32 maps of H/8 and 128 of H/16 concatenated at H/8, ``join``, the logits.
 
-    kernel = 3
-
-
-class Sum1x1(_Sum):
-    """What ran under Table 5's "concat+1x1 conv"."""
-
-    kernel = 1
-
-
-class _Concat(nn.Module):
-    """1x1 convolutions to 32 maps of H/8 and 128 of H/16, concatenated at H/8, ``join``, the logits."""
+    Args:
+        channels: of the maps at H/4, H/8 and H/16.
+        num_classes: maps of the logits.
+        join: ``join(160, 128)`` makes what follows the concatenation: a convolution or a Y block.
+    """
 
     output_stride = 8
-    join: Callable[[int, int], nn.Module]
 
-    def __init__(self, channels: tuple[int, int, int], *, num_classes: int) -> None:
+    def __init__(
+        self, channels: tuple[int, int, int], *, num_classes: int, join: Callable[[int, int], nn.Module]
+    ) -> None:
         super().__init__()
         self.head8 = ConvNormReLU(channels[1], 32)
         self.head16 = ConvNormReLU(channels[2], 128)
-        self.conv = self.join(32 + 128, 128)
+        self.conv = join(32 + 128, 128)
         self.logits = nn.Conv2d(128, num_classes, 1)
 
     def forward(self, x4: Tensor, x8: Tensor, x16: Tensor) -> Tensor:
         x8, x16 = self.head8(x8), self.head16(x16)
         x = torch.cat([x8, upsample(x16, x8.shape[-2:])], dim=1)  # (B, 160, H/8, W/8)
         return self.logits(self.conv(x))
-
-
-class Concat3x3(_Concat):
-    """Table 5's "concat+3x3 conv"."""
-
-    join = staticmethod(partial(ConvNormReLU, kernel=3))
-
-
-class Concat1x1(_Concat):
-    """The text's "concat+1x1 conv"; see the head of this file."""
-
-    join = staticmethod(partial(ConvNormReLU, kernel=1))
-
-
-class ConcatYBlock(_Concat):
-    """Table 5's "concat+Y block"."""
-
-    join = DBlock
 
 
 class LRASPP(nn.Module):
@@ -203,30 +183,17 @@ class BiSeNetDecoder(nn.Module):
         return self.logits(self.conv(x + self.squeeze_excite(x)))
 
 
-DECODERS: dict[str, type[nn.Module]] = {
-    "regseg": RegSegDecoder,
-    "sum3x3": Sum3x3,
-    "sum1x1": Sum1x1,
-    "concat3x3": Concat3x3,
-    "concat1x1": Concat1x1,
-    "concat-yblock": ConcatYBlock,
-    "lraspp": LRASPP,
-    "sfnet": SFNetDecoder,
-    "bisenet": BiSeNetDecoder,
-}
-
-
 def _refuse_one(decoder: nn.Module, x: Tensor, pooled: dict[str, nn.Module]) -> None:
     """Refuse to train a batch norm behind global pooling on one image, whose single value has no variance.
 
-    Parts that are in eval mode use their running statistics and may have it.
+    Norms that are in eval mode use their running statistics and may have it.
 
     Args:
         decoder: what to name.
         x: any of its inputs.
         pooled: path in the decoder -> part with such a norm.
     """
-    if x.shape[0] == 1 and any(part.training for part in pooled.values()):
+    if x.shape[0] == 1 and norms_train(*pooled.values()):
         cure = ", ".join(f"model.decoder.{path}.eval()" for path in pooled)
         raise ValueError(
             f"Cannot train {type(decoder).__name__} on a single image: its global pooling leaves one value "

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
 from segkit.memory.reversible import ReversibleSequence, ReversibleUnit
-from segkit.models.blocks import FromScratch, check_images, initialize, upsample
+from segkit.models.blocks import FromScratch, check_classes, check_images, initialize, upsample
 
 POOLS = (3, 5, 7)
 
@@ -139,8 +139,7 @@ class VNet(FromScratch):
         recompute: str | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
+        self.num_classes = num_classes = check_classes(num_classes)
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (alpha, beta)):
             raise ValueError(
                 f"alpha={alpha!r}, beta={beta!r}: give numbers of V modules, at least 0, e.g. alpha=1, "
@@ -158,7 +157,6 @@ class VNet(FromScratch):
                 f"dilations={dilations!r}: give the dilations of the units of a V module, at least 1, for "
                 f"two stages, e.g. ((1, 2, 4), (2, 4, 8))."
             )
-        self.num_classes = num_classes
         self.output_stride = self.minimum_size = 8
         self.segment = Segments(recompute, available=("unit", "stem", "td"))
 

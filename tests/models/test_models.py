@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,12 @@ AUXILIARY = {
 def one_of_each_kind(*names):
     """Parametrize over these models; with --all-models over all."""
     return pytest.mark.parametrize("name", sorted(MODELS) if ALL_MODELS else names)
+
+
+ONE_OF_EACH_CLASS = (
+    *("ladder-resnet18-32-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50", "regseg"),
+    *("regnety-600mf", "ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
+)
 
 
 def odd_size(model):
@@ -128,10 +135,7 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
         assert parameter.grad.any(), f"gradient of {name} is zero"
 
 
-@one_of_each_kind(
-    *("ldn121-64-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50"),
-    *("regseg", "ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
-)
+@one_of_each_kind("ldn121-64-4", *ONE_OF_EACH_CLASS)
 def test_state_dict_round_trip(name):
     torch.manual_seed(0)
     model, other = build(name, num_classes=5).eval(), build(name, num_classes=5).eval()
@@ -185,6 +189,17 @@ def test_same_seed_same_weights():
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@one_of_each_kind(*ONE_OF_EACH_CLASS)
+def test_classes_are_a_number(name):
+    for wrong in (2.5, "19", True, None, 0, -1):
+        with pytest.raises(ValueError, match=rf"num_classes={wrong!r}.*an integer of at least"):
+            build(name, num_classes=wrong, device="meta")
+    model = build(name, num_classes=np.int64(7), device="meta")
+    assert type(model.num_classes) is int
+    model.eval()
+    assert model(torch.empty(1, 3, *odd_size(model), device="meta"))["out"].shape[1] == 7
+
+
 def test_unknown_name_lists_near_ones():
     with pytest.raises(ValueError, match=r"'ldn121-64to4'.*Did you mean .*ldn121-64-4.*All names"):
         build("ldn121-64to4")
@@ -234,6 +249,39 @@ def test_batch_of_one_with_a_single_cell(size):
         model(x)
     assert model(x.expand(2, -1, -1, -1))["out"].shape == (2, 19, *size)
     assert model.eval()(x)["out"].shape == (1, 19, *size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("pspnet-r50", (65, 97)),
+        ("regseg", (16, 16)),
+        ("regseg-row2", (16, 16)),
+        ("regseg-sfnet", (33, 47)),
+        ("regseg-bisenet", (33, 47)),
+        ("regnety-600mf", (16, 16)),
+        ("ddrnet23", (64, 64)),
+        ("ddrnet23", (128, 200)),
+        ("lraspp-mobilenetv3", (16, 16)),
+        ("fc-hardnet70", (61, 124)),
+        ("swiftnet-rn18", (32, 32)),
+    ],
+)
+def test_what_refuses_a_single_image_asks_the_norms(name, size):
+    """Frozen norms take their running statistics, whatever the model's own mode is."""
+    model, x = build(name, num_classes=5, device="meta"), torch.empty(1, 3, *size, device="meta")
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with pytest.raises(ValueError, match=r"Cannot train .*single image.*one value per channel"):
+        model(x)
+    for norm in norms:
+        norm.eval()
+    assert model.training
+    assert model(x)["out"].shape == (1, 5, *size)
+    model.eval()
+    for norm in norms:
+        norm.train()
+    with pytest.raises(ValueError, match=r"Cannot train .*single image.*one value per channel"):
+        model(x)
 
 
 def test_wide_batch_of_one_trains():

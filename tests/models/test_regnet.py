@@ -40,7 +40,7 @@ def test_dilations_of_the_row():
 def test_strided_shortcut_does_not_pool():
     torch.manual_seed(0)
     block = YBlock(16, 32, stride=2).eval()
-    nn.init.zeros_(block.expand[1].weight)  # the main path: nothing
+    nn.init.zeros_(block.conv3[1].weight)  # the main path: nothing
     x = torch.randn(1, 16, 5, 8)
     with torch.no_grad():
         conv, norm = block.shortcut

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from segkit.measure import cost
-from segkit.models.regseg import RegSeg
-from segkit.models.regseg_decoders import DECODERS, FlowAlignment
+from segkit.models.regseg import DECODERS, RegSeg
+from segkit.models.regseg_decoders import FlowAlignment
 
 CHANNELS = (48, 128, 320)
 

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, Stage, check_images, upsample
+from segkit.models.blocks import (
+    ConvNormReLU,
+    FromScratch,
+    Stage,
+    check_classes,
+    check_images,
+    norms_train,
+    upsample,
+)
 
 # DAPPM's average pooling: branch -> side of the window and stride; "1" is the map itself
 POOLS: dict[str, tuple[int, int] | None] = {
@@ -45,7 +53,7 @@ class ResidualUnit(nn.Module):
         self.main = main
         same = stride == 1 and channels_in == channels_out
         self.shortcut = (
-            nn.Identity() if same else nn.Sequential(*_conv_norm(channels_in, channels_out, 1, stride=stride))
+            nn.Identity() if same else ConvNormReLU(channels_in, channels_out, stride=stride, relu=False)
         )
         self.relu = relu
 
@@ -59,9 +67,8 @@ def basic_blocks(channels_in: int, width: int, *, stride: int = 1, relu: bool = 
     units = []
     for channels, step, last in ((channels_in, stride, True), (width, 1, relu)):
         main = nn.Sequential(
-            *_conv_norm(channels, width, 3, stride=step),
-            nn.ReLU(inplace=True),
-            *_conv_norm(width, width, 3),
+            *ConvNormReLU(channels, width, 3, stride=step),
+            *ConvNormReLU(width, width, 3, relu=False),
         )
         units.append(ResidualUnit(main, channels, width, stride=step, relu=last))
     return units
@@ -70,11 +77,9 @@ def basic_blocks(channels_in: int, width: int, *, stride: int = 1, relu: bool = 
 def bottleneck(channels: int, *, stride: int = 1) -> ResidualUnit:
     """The residual bottleneck block that ends either branch: twice the maps, no ReLU after the sum."""
     main = nn.Sequential(
-        *_conv_norm(channels, channels, 1),
-        nn.ReLU(inplace=True),
-        *_conv_norm(channels, channels, 3, stride=stride),
-        nn.ReLU(inplace=True),
-        *_conv_norm(channels, 2 * channels, 1),
+        *ConvNormReLU(channels, channels),
+        *ConvNormReLU(channels, channels, 3, stride=stride),
+        *ConvNormReLU(channels, 2 * channels, relu=False),
     )
     return ResidualUnit(main, channels, 2 * channels, stride=stride, relu=False)
 
@@ -91,12 +96,11 @@ class BilateralFusion(nn.Module):
 
     def __init__(self, low_channels: int, high_channels: int, *, halvings: int) -> None:
         super().__init__()
-        self.compress = nn.Sequential(*_conv_norm(low_channels, high_channels, 1))
-        down: list[nn.Module] = []
-        for i in range(halvings):
-            down += [nn.ReLU(inplace=True)] if i else []
-            down += _conv_norm(high_channels * 2**i, high_channels * 2 ** (i + 1), 3, stride=2)
-        self.down = nn.Sequential(*down)
+        self.compress = ConvNormReLU(low_channels, high_channels, relu=False)
+        self.down = nn.Sequential()
+        for i in range(1, halvings + 1):
+            width = high_channels * 2**i
+            self.down.extend(ConvNormReLU(width // 2, width, 3, stride=2, relu=i < halvings))
 
     def forward(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """(B, l, h', w'), (B, k, h, w) -> the same shapes, not rectified."""
@@ -142,11 +146,11 @@ class DAPPM(nn.Module):
         return self.compress(torch.cat(y, dim=1)) + self.shortcut(x)
 
     def one_value(self, height: int, width: int) -> list[str]:
-        """The branches in train mode that reduce a map of this size to a single value per channel."""
+        """The branches whose norms are in train mode and that leave one value per channel of such a map."""
         return [
             name
             for name, pool in POOLS.items()
-            if self.levels[name].training and (pool is None or max(height, width) <= pool[1])
+            if norms_train(self.levels[name]) and (pool is None or max(height, width) <= pool[1])
         ]
 
 
@@ -187,22 +191,17 @@ class DDRNet(FromScratch):
         recompute: str | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
+        self.num_classes = num_classes = check_classes(num_classes)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(
                 f"width={width!r}: give a number of maps of at least 1, e.g. 64, or 32 for slim."
             )
-        self.num_classes = num_classes
         self.output_stride = 8
         self.minimum_size = 64
         self.segment = segment = Segments(recompute, available=("unit", "block", "stem", "spp", "tu"))
 
         self.stem = nn.Sequential(
-            *_conv_norm(3, width, 3, stride=2),
-            nn.ReLU(inplace=True),
-            *_conv_norm(width, width, 3, stride=2),
-            nn.ReLU(inplace=True),
+            *ConvNormReLU(3, width, 3, stride=2), *ConvNormReLU(width, width, 3, stride=2)
         )
         segment.offer("stem", "", self.stem)
         high = 2 * width
@@ -234,7 +233,9 @@ class DDRNet(FromScratch):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True) -> dict:
+    def forward(
+        self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
         check_images(x, self.minimum_size)
         self._check_values(x)
         auxiliary = self.training if auxiliary is None else auxiliary
@@ -266,12 +267,12 @@ class DDRNet(FromScratch):
         return self.segment("block", self.stages[place], x, place=place)
 
     def _check_values(self, x: Tensor) -> None:
-        """Refuse to train on one image where that leaves a batch norm of DAPPM one value per channel."""
-        if x.shape[0] != 1 or not self.dappm.training:
+        """Refuse to train on one image where that leaves a batch norm one value per channel."""
+        if x.shape[0] != 1:
             return
         height, width = (-(-side // 64) for side in x.shape[-2:])  # of DAPPM's input
         branches = self.dappm.one_value(height, width)
-        if height == width == 1:
+        if height == width == 1 and norms_train(self.dappm, self.stages["low6"]):
             reason, cure = "its deepest maps hold", " Or take a larger image."
         elif branches:
             reason = f"after pooling, DAPPM's branches {', '.join(branches)} hold"
@@ -284,11 +285,6 @@ class DDRNet(FromScratch):
             f"value per channel, from which batch norm can learn nothing. Use at least two images, or "
             f"model.eval().{cure}"
         )
-
-
-def _conv_norm(channels: int, width: int, kernel: int, *, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return [conv, nn.BatchNorm2d(width)]
 
 
 def _norm_relu_conv(channels: int, width: int, kernel: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, check_images
+from segkit.models.blocks import FromScratch, check_classes, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -117,9 +117,7 @@ class ENet(FromScratch):
 
     def __init__(self, *, num_classes: int, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 1
         self.minimum_size = self.size_divisor = 8
         self.segment = Segments(recompute, available=("unit",))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, Stage, check_images
+from segkit.models.blocks import FromScratch, Stage, check_classes, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -103,9 +103,7 @@ class ERFNet(FromScratch):
         recompute: str | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 1
         self.minimum_size = self.size_divisor = 8
         self.segment = segment = Segments(recompute, available=("unit", "block", "stem", "td", "tu"))
@@ -132,7 +130,9 @@ class ERFNet(FromScratch):
         segment.offer("tu", "aux", self.aux)
         segment.check_places()
 
-    def forward(self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True) -> dict:
+    def forward(
+        self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
         check_images(x, self.minimum_size)
         check_divisible(x, self.size_divisor)
         auxiliary = self.training if auxiliary is None else auxiliary

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, check_images
+from segkit.models.blocks import FromScratch, check_classes, check_images
 from segkit.models.peers import check_divisible
 
 
@@ -80,14 +80,11 @@ class ESPNet(FromScratch):
 
     def __init__(self, *, num_classes: int, p: int = 2, q: int = 8, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 5:
-            raise ValueError(
-                f"num_classes={num_classes!r}: ESPNet's decoder splits as many maps into five branches, so "
-                f"at least 5 are needed."
-            )
+        self.num_classes = num_classes = check_classes(
+            num_classes, 5, because="ESPNet's decoder splits as many maps into five branches, so "
+        )
         if p < 0 or q < 0:
             raise ValueError(f"p={p!r}, q={q!r}: give numbers of modules, at least 0, e.g. p=2, q=8.")
-        self.num_classes = num_classes
         self.output_stride = 1
         self.minimum_size = self.size_divisor = 8
         self.segment = Segments(recompute, available=("unit",))

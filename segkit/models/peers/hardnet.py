@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, check_images, upsample
+from segkit.models.blocks import ConvNormReLU, FromScratch, check_classes, check_images, norms_train, upsample
 
 STEM = (16, 24, 32, 48)  # maps of the four 3x3 convolutions before the first block
 # per block of the encoder: its layers, growth k, maps of the 1x1 convolution that follows. The decoder's
@@ -42,19 +42,8 @@ def width(layer: int, growth: int, multiplier: float) -> int:
     return 2 * int((growth * multiplier**n + 1) / 2)
 
 
-class ConvNormReLU(nn.Sequential):
-    """Convolution without bias ('same' padding), batch norm, ReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-        )
-
-
 class CatConvNormReLU(ConvNormReLU):
-    """The same on a concatenation: takes its parts, so that no one else has to keep the whole."""
+    """`ConvNormReLU` on a concatenation: takes its parts, so that no one else has to keep the whole."""
 
     def forward(self, *features: Tensor) -> Tensor:
         return super().forward(_cat(features))
@@ -141,9 +130,7 @@ class FCHarDNet(FromScratch):
 
     def __init__(self, *, num_classes: int, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 4
         # the stem leaves a quarter of the pixels, rounded up; four poolings need 16 of them for one
         self.minimum_size = 61
@@ -213,7 +200,7 @@ class FCHarDNet(FromScratch):
             )
         # one row and column are left of up to 124 pixels, where four poolings of 31 leave 1
         alone = x.shape[0] == 1 and max(height, width) <= 124
-        if alone and self.down[-1][0][1].training:
+        if alone and norms_train(self.blocks[-1], self.down[-1]):
             raise ValueError(
                 f"Cannot train FC-HarDNet on a single image of {height}x{width} pixels: one value per "
                 f"channel is left of it, from which batch norm can learn nothing. Use at least two images, "

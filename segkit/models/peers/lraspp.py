@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import Stage, check_images, imagenet, upsample
+from segkit.models.blocks import Stage, check_classes, check_images, imagenet, norms_train, upsample
 
 # units of torchvision's `features` (0 is the stem) by stage; the third gives the head its finer maps
 STAGES = ((1,), (2, 3), (4,), (5, 6), (7, 8, 9, 10, 11, 12), (13, 14, 15, 16))
@@ -43,9 +43,7 @@ class LRASPPMobileNetV3(nn.Module):
 
     def __init__(self, *, num_classes: int, reduced_tail: bool = False, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 8
         self.minimum_size = 16
         self.reduced_tail = reduced_tail
@@ -71,7 +69,7 @@ class LRASPPMobileNetV3(nn.Module):
     ) -> dict[str, Tensor]:
         check_images(x, self.minimum_size)
         size = x.shape[-2:]
-        if self.training and x.shape[0] == 1 and max(size) == 16:
+        if x.shape[0] == 1 and max(size) == 16 and norms_train(*self.stages[4:], self.head):
             raise ValueError(
                 "Cannot train LRASPPMobileNetV3 on a single image of 16x16 pixels: its maps at H/16 hold one "
                 "value per channel, from which batch norm can learn nothing. Use at least two images, a "

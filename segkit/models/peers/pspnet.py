@@ -14,7 +14,15 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import FromScratch, Stage, check_images, upsample
+from segkit.models.blocks import (
+    ConvNormReLU,
+    FromScratch,
+    Stage,
+    check_classes,
+    check_images,
+    norms_train,
+    upsample,
+)
 
 DEPTHS = (50, 101, 152)
 
@@ -35,7 +43,7 @@ class PyramidPooling(nn.Module):
         self.levels = nn.ModuleDict()
         for n in bins:
             self.levels[str(n)] = nn.Sequential(
-                nn.AdaptiveAvgPool2d(n), *_conv_norm_relu(channels, channels // len(bins), 1)
+                nn.AdaptiveAvgPool2d(n), *ConvNormReLU(channels, channels // len(bins), 1)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,11 +91,9 @@ class PSPNet(FromScratch):
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"No PSPNet with ResNet-{depth}; there are {', '.join(map(str, DEPTHS))}.")
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
+        self.num_classes = num_classes = check_classes(num_classes)
         if not bins or min(bins) < 1 or len(set(bins)) < len(bins):
             raise ValueError(f"bins={bins!r}: give different sizes of at least 1, e.g. (1, 2, 3, 6).")
-        self.num_classes = num_classes
         self.output_stride = self.minimum_size = 8
         self.depth = depth
         self.segment = segment = Segments(recompute, available=("unit", "block", "stem", "spp", "tu"))
@@ -102,9 +108,9 @@ class PSPNet(FromScratch):
         first.conv1 = nn.Conv2d(128, 64, 1, bias=False)
         first.downsample[0] = nn.Conv2d(128, 256, 1, bias=False)
         self.stem = nn.Sequential(
-            *_conv_norm_relu(3, 64, 3, stride=2),
-            *_conv_norm_relu(64, 64, 3),
-            *_conv_norm_relu(64, 128, 3),
+            *ConvNormReLU(3, 64, 3, stride=2),
+            *ConvNormReLU(64, 64, 3),
+            *ConvNormReLU(64, 128, 3),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         for conv in (first.conv1, first.downsample[0], *self.stem[0:9:3]):
@@ -124,9 +130,11 @@ class PSPNet(FromScratch):
         segment.offer("tu", "aux", self.aux)
         segment.check_places()
 
-    def forward(self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True) -> dict:
+    def forward(
+        self, x: Tensor, *, auxiliary: bool | None = None, full_size: bool = True
+    ) -> dict[str, Tensor | dict[str, Tensor]]:
         check_images(x, self.minimum_size)
-        if x.shape[0] == 1 and "1" in self.ppm.levels and self.ppm.levels["1"].training:
+        if x.shape[0] == 1 and "1" in self.ppm.levels and norms_train(self.ppm.levels["1"]):
             raise ValueError(
                 "Cannot train PSPNet on a single image: its 1x1 pooling bin leaves one value per channel, "
                 "from which batch norm can learn nothing. Use at least two images, or model.eval(). "
@@ -154,12 +162,7 @@ class PSPNet(FromScratch):
         )
 
 
-def _conv_norm_relu(channels: int, width: int, kernel: int, *, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-
-
 def _head(channels: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        *_conv_norm_relu(channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
+        *ConvNormReLU(channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
     )

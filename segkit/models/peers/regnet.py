@@ -11,8 +11,8 @@ Shapes: B images of H x W pixels.
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import Stage
-from segkit.models.regseg import BackboneAndDecoder, ConvNormReLU, DBlock
+from segkit.models.blocks import ConvNormReLU, Stage
+from segkit.models.regseg import BackboneAndDecoder, DBlock
 
 
 class YBlock(DBlock):
@@ -75,7 +75,7 @@ class DilatedRegNetY(BackboneAndDecoder):
 
     Args:
         num_classes: maps of the logits.
-        decoder: a key of `segkit.models.regseg_decoders.DECODERS`; Table 4's row has ``"sum3x3"``.
+        decoder: a key of `segkit.models.regseg.DECODERS`; Table 4's row has ``"sum3x3"``.
         recompute: segments to checkpoint: ``stem``; ``unit``, a Y block; ``block``, all blocks of a
             resolution. Places are the resolutions 4, 8 and 16; see `segkit.memory.recompute`.
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import check_images, imagenet, initialize
+from segkit.models.blocks import check_classes, check_images, imagenet, initialize
 
 # VGG16's convolutions: maps out, stage by stage; a 2x2 max-pool ends each stage
 ENCODER = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -65,9 +65,7 @@ class SegNet(nn.Module):
 
     def __init__(self, *, num_classes: int, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 1
         self.minimum_size = 32
         self.pretrained = False

@@ -14,7 +14,16 @@ import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BNReLUConv, Stage, check_images, imagenet, upsample
+from segkit.models.blocks import (
+    BNReLUConv,
+    ConvNormReLU,
+    Stage,
+    check_classes,
+    check_images,
+    imagenet,
+    norms_train,
+    upsample,
+)
 from segkit.models.ladder_densenet import SpatialPyramid, TransitionUp
 
 CHANNELS = (64, 128, 256, 512)  # of ResNet-18's stages, at H/4, H/8, H/16 and H/32
@@ -38,10 +47,7 @@ class ResidualUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.downsample = nn.Identity()
         if stride > 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(channels_out),
-            )
+            self.downsample = ConvNormReLU(channels_in, channels_out, stride=stride, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, i, h, w) -> (B, o, h/stride, w/stride)."""
@@ -101,9 +107,7 @@ class SwiftNet(nn.Module):
 
     def __init__(self, *, num_classes: int, recompute: str | None = None) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r}: at least 1 is needed.")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.output_stride = 4
         self.minimum_size = 32
         self.pretrained = False
@@ -138,7 +142,7 @@ class SwiftNet(nn.Module):
     ) -> dict[str, Tensor]:
         check_images(x, self.minimum_size)  # `auxiliary` is every model's keyword; there are no such outputs
         image_size, segment = x.shape[-2:], self.segment
-        if x.shape[0] == 1 and max(image_size) <= 32 and self.encoder.layer4[0].bn1.training:
+        if x.shape[0] == 1 and max(image_size) <= 32 and norms_train(self.encoder.layer4, self.spp):
             raise ValueError(
                 f"Cannot train SwiftNet on a single image of {image_size[0]}x{image_size[1]} pixels: one "
                 f"value per channel is left of it, from which batch norm can learn nothing. Use at least two "
