@@ -1,4 +1,4 @@
-"""What the commands of segkit have in common: errors of one line, sizes and KEY=VALUE on the command line."""
+"""What the commands of segkit share: errors of one line; counts, sizes and KEY=VALUE on the command line."""
 
 import argparse
 import ast
@@ -35,6 +35,17 @@ def command(name: str, page: str | None, **options: Any) -> Parser:
 def literal(text: object) -> str:
     """The text as argparse prints it unchanged in a help line, where ``%`` would begin a format."""
     return str(text).replace("%", "%%")
+
+
+def count(text: str) -> int:
+    """Reads a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def size(text: str) -> tuple[int, int]:

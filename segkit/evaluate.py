@@ -17,8 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segkit import data
-from segkit.console import command, key_value, literal
+from segkit import console, data
 from segkit.data.labels import LabelSpace
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES, REDUCED_WITHOUT
@@ -28,19 +27,19 @@ from segkit.training.state import write_text
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command("evaluate", __doc__)
+    parser = console.command("evaluate", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="written by segkit.train")
     parser.add_argument(
         "--dataset", metavar="NAME", help=f"{', '.join(data.DATASETS)}; default: the one trained on"
     )
-    root = literal(data.data_root())
+    root = console.literal(data.data_root())
     parser.add_argument("--data-dir", metavar="DIR", help=f"where data lies (default: {root})")
     parser.add_argument("--split", help="part of the data set (default: the one the run ended with, or val)")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
-        type=key_value,
+        type=console.key_value,
         metavar="KEY=VALUE",
         help="of the data set, such as size=128x256 or num_classes=20; may be given several times",
     )
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--multi-scale", action="store_true", help=f"average over scales {scales} and mirror images"
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N images")
+    parser.add_argument("--limit", type=console.count, metavar="N", help="only the first N images")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 where it may be used, on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
@@ -66,12 +65,6 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images, 1 or more")
-    return int(text)
 
 
 def _open(args: argparse.Namespace, trained: dict[str, Any], space: LabelSpace) -> tuple[str, Any]:

@@ -26,6 +26,14 @@ def test_a_percent_sign_survives_the_help(capsys):
     assert "default: /tmp/100%s" in capsys.readouterr().out
 
 
+def test_counts():
+    assert [console.count(text) for text in ("1", "08", "300")] == [1, 8, 300]
+    for wrong in ("", "0", "00", "-1", "+2", "1.5", "1e3", " 2", "x", "²", "٣"):
+        with pytest.raises(argparse.ArgumentTypeError) as error:
+            console.count(wrong)
+        assert str(error.value) == f"{wrong!r} is not a whole number of at least 1"
+
+
 def test_sizes():
     assert console.size("128x256") == (128, 256)
     assert console.size("128X256") == (128, 256)

@@ -196,7 +196,7 @@ def test_wrong_input_ends_in_one_sentence(checkpoint, tmp_path, capsys):
     assert "val" in failure([*with_toy, "--split", "vall"], capsys)
     assert "no option 'sise'" in failure([*with_toy, "--option", "sise=3"], capsys)
     assert "'size' is not KEY=VALUE" in failure([*with_toy, "--option", "size"], capsys)
-    assert "'x' is not a number of images" in failure([*with_toy, "--limit", "x"], capsys)
+    assert "'x' is not a whole number of at least 1" in failure([*with_toy, "--limit", "x"], capsys)
     assert "-1 is not above 0" in failure([*with_toy, "--resolution", "-1"], capsys)
     assert "no device" in failure([*with_toy, "--device", "toaster"], capsys)
     assert "to write scores.json to" in failure(

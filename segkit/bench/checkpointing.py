@@ -32,9 +32,8 @@ from torch.utils.checkpoint import (
 )
 from torch.utils.flop_counter import flop_registry
 
-from segkit import models
+from segkit import console, models
 from segkit.bench import _record
-from segkit.console import size
 from segkit.measure.peak import MIB, NOT_COUNTED, PeakMemory, Step, default_step, peak_memory
 from segkit.memory import Segments, chunked_step
 from segkit.models.blocks import BN_MOMENTUM
@@ -600,12 +599,6 @@ def line(row: dict) -> str:
     return f"{text}  {row['note']}" if "note" in row else text
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give an integer of at least 1")
-    return int(text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark, prints the table, writes the result as JSON."""
     parser = argparse.ArgumentParser(
@@ -613,17 +606,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--size", type=size, metavar="HxW", help="images of the real steps (default: 256x256; cuda: 768x768)"
+        "--size",
+        type=console.size,
+        metavar="HxW",
+        help="images of the real steps (default: 256x256; cuda: 768x768)",
     )
     parser.add_argument(
-        "--batch", type=_positive, help="images in a batch of the real steps (default: 2; cuda: 6)"
+        "--batch", type=console.count, help="images in a batch of the real steps (default: 2; cuda: 6)"
     )
     parser.add_argument(
         "--papers-batches",
         action="store_true",
         help="then time and measure again with the paper's largest batch of each row, column 'Max BS'",
     )
-    parser.add_argument("--rounds", type=_positive, help="timed steps of each method (default: 3; cuda: 20)")
+    parser.add_argument(
+        "--rounds", type=console.count, help="timed steps of each method (default: 3; cuda: 20)"
+    )
     parser.add_argument(
         "--table", type=int, choices=(12, 13), nargs="+", default=[12], help="the paper's (default: 12)"
     )
@@ -634,7 +632,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--compile-seconds",
-        type=_positive,
+        type=console.count,
         default=COMPILE_SECONDS,
         help="then give up (default: %(default)s)",
     )

@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 import warnings
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -285,12 +284,6 @@ def summary(rows: list[dict]) -> list[dict]:
     return result
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _line(row: dict) -> str:
     cells = [f"{row['units']:5d}  {row['way']:<20}"]
     for key, unit, form in (
@@ -318,20 +311,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write reversible.json here")
     parser.add_argument(
         "--units",
-        type=_count,
+        type=console.count,
         nargs="+",
         default=DEPTHS,
         metavar="N",
         help=f"depths of the stack (default: {' '.join(map(str, DEPTHS))})",
     )
-    parser.add_argument("--batch", type=_count, help="batch size of the timed steps (default: 2; cuda 4)")
+    parser.add_argument(
+        "--batch", type=console.count, help="batch size of the timed steps (default: 2; cuda 4)"
+    )
     parser.add_argument(
         "--maps",
         type=console.size,
         metavar="HxW",
         help="map size of the timed steps (default: 24x48; 128x256)",
     )
-    parser.add_argument("--rounds", type=_count, default=9, help="timed steps of each way (default: 9)")
+    parser.add_argument(
+        "--rounds", type=console.count, default=9, help="timed steps of each way (default: 9)"
+    )
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu times the steps here")

@@ -293,7 +293,7 @@ def test_the_papers_batches(monkeypatch, capsys, tmp_path):
         (["--only", "magic"], "no method contains 'magic'; there is plain, ours: 3x3"),
         (["--size", "256by64"], "'256by64' is not HEIGHTxWIDTH"),
         (["--size", "0x64"], "--size 0x64: give at least one pixel"),
-        (["--rounds", "0"], "'0': give an integer of at least 1"),
+        (["--rounds", "0"], "'0' is not a whole number of at least 1"),
         (["--device", "cuda"], "there is no CUDA device"),
     ],
 )
