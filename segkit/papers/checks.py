@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from segkit import models
 from segkit.measure import cost, peak_memory
+from segkit.measure.peak import largest_batch as search_largest_batch
 from segkit.models.densenet import DenseNet
-from segkit.papers import vnet_checks
+from segkit.papers import regseg_checks, vnet_checks
 from segkit.training.recipes import RECIPES
 
 MEGAPIXEL = 1024  # "FLOP 1MPx" is the work on one 1024x1024 image (LDN Sec. 6.1)
@@ -178,28 +179,18 @@ def memory_factor(
 def largest_batch(model: str, *, recompute: str | None = None, budget_gib: float = 12) -> float:
     """The largest batch of 768x768 images whose training step stays within a budget, see `training_memory`.
 
-    The same as `segkit.measure.max_batch` finds. This search starts from the peak at batch 6, which another
-    claim needs anyway, and so takes half as long.
+    The same as `segkit.measure.max_batch` finds; it begins with batch 6, which another claim needs anyway.
 
     Args:
         model: a name of `segkit.models.MODELS`.
         recompute: segments to checkpoint.
         budget_gib: GiB for what the simulation counts.
     """
-    budget = budget_gib * 2**30
-    image_size, known = TABLE_12["image_size"], TABLE_12["batch_size"]
-
-    def peak(batch: int) -> int:
-        return _peak(model, recompute, batch, image_size)
-
-    # Parameters and AMSGrad's three buffers are there whatever the batch; the rest grows with it.
-    fixed = 4 * sum(p.numel() * p.element_size() for p in _trainee(model, recompute).parameters())
-    batch = max(0, int(known * (budget - fixed) / (peak(known) - fixed)))
-    while batch > 0 and peak(batch) > budget:
-        batch -= 1
-    while peak(batch + 1) <= budget:
-        batch += 1
-    return batch
+    return search_largest_batch(
+        lambda batch: _peak(model, recompute, batch, TABLE_12["image_size"]),
+        budget_gib * 2**30,
+        first=TABLE_12["batch_size"],
+    )
 
 
 def shrinkage(height: int, width: int, *, channels: int, stride: int) -> float:
@@ -239,34 +230,53 @@ def recipe_value(recipe: str, name: str, *, index: int | None = None) -> float:
     return float(value if index is None else value[index])
 
 
-FUNCTIONS: dict[str, Callable[..., float]] = {
-    function.__name__: function
-    for function in (
-        model_size,
-        flop,
-        classifier_size,
-        classifier_flop_excess,
-        backbone_flop,
-        block,
-        equivalent_residual_block,
-        copies_kept,
-        training_memory,
-        memory_factor,
-        largest_batch,
-        shrinkage,
-        same_as,
-        difference,
-        ratio,
-        excess,
-        recipe_value,
-    )
-} | vnet_checks.FUNCTIONS
+def merged(*parts: dict[str, Callable[..., float]]) -> dict[str, Callable[..., float]]:
+    """Functions of several modules in one dict.
+
+    Raises:
+        ValueError: if two have one name; a claim could not tell which it means.
+    """
+    result: dict[str, Callable[..., float]] = {}
+    for part in parts:
+        if doubled := sorted(result.keys() & part.keys()):
+            raise ValueError(f"two functions for claims are named {', '.join(doubled)}; rename one of them")
+        result |= part
+    return result
+
+
+FUNCTIONS = merged(
+    {
+        function.__name__: function
+        for function in (
+            model_size,
+            flop,
+            classifier_size,
+            classifier_flop_excess,
+            backbone_flop,
+            block,
+            equivalent_residual_block,
+            copies_kept,
+            training_memory,
+            memory_factor,
+            largest_batch,
+            shrinkage,
+            same_as,
+            difference,
+            ratio,
+            excess,
+            recipe_value,
+        )
+    },
+    vnet_checks.FUNCTIONS,
+    regseg_checks.FUNCTIONS,
+)
 
 
 def forget() -> None:
     """Drop what was counted, so that the next check sees a model that was edited in between."""
     for counted in (_network, _model_cost, _classifier_cost, _backbone, _peak):
         counted.cache_clear()
+    regseg_checks.forget()
 
 
 def _frozen(options: dict[str, object]) -> tuple[tuple[str, object], ...]:
@@ -366,14 +376,11 @@ QUANTITIES: dict[str, Callable[[nn.Module, int], float]] = {
 }
 
 
-def _trainee(model: str, recompute: str | None) -> nn.Module:
-    return _network(model, _frozen({"recompute": recompute}))
-
-
 @functools.cache
 def _peak(model: str, recompute: str | None, batch_size: int, image_size: tuple[int, int]) -> int:
     """Bytes at the peak of a training step; a table's memory and batch size share it."""
-    return peak_memory(_trainee(model, recompute), batch_size, image_size, optimizer="amsgrad").total
+    network = _network(model, _frozen({"recompute": recompute}))
+    return peak_memory(network, batch_size, image_size, optimizer="amsgrad").total
 
 
 class _Deepest(nn.Module):

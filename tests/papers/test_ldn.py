@@ -9,7 +9,7 @@ import torch
 
 import segkit.train
 from segkit import models, papers
-from segkit.bench import checkpointing
+from segkit.bench import checkpointing, latency
 from segkit.measure import max_batch
 from segkit.papers import __main__ as command
 from segkit.papers import checks
@@ -268,9 +268,15 @@ def test_speeds_are_measured_by_a_benchmark_that_there_is(ldn, monkeypatch, caps
     assert {(claim.table, claim.column, claim.kind) for claim in claims} == {
         ("12", "fps", "speed"),
         ("13", "fps", "speed"),
+        (None, None, "speed"),
     }
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for claim in claims:
+    in_text = ldn["ldn.text.conclusion-speed"].command.split()
+    assert in_text[:4] == ["python", "-m", "segkit.bench", "latency"]
+    with pytest.raises(SystemExit):
+        latency.main(in_text[4:])
+    assert "no CUDA device" in capsys.readouterr().err
+    for claim in (claim for claim in claims if claim.table):
         words = shlex.split(claim.command)
         assert words[:4] == ["python", "-m", "segkit.bench", "checkpointing"]
         with pytest.raises(SystemExit):

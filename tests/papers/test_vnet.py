@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from segkit import models, papers
+from segkit.bench import latency
 from segkit.papers import __main__ as command
 from segkit.papers import vnet_checks
 
@@ -80,6 +81,20 @@ def test_every_status_is_what_the_computation_says(results):
 def test_the_paper_contradicts_itself_exactly_here(results):
     assert {name for name, result in results.items() if result.verdict == "inconsistent"} == INCONSISTENT
     assert {name for name, result in results.items() if result.verdict == "differs"} == DIFFERS
+
+
+def test_printed_speeds_are_those_that_the_benchmark_shows(vnet):
+    claims = vnet.select(column="speed", status="needs-gpu")
+    models_of = {claim.row: vnet[f"vnet.table2.{claim.row}.params"].how["model"] for claim in claims}
+    table = latency.TABLES["vnet.table2"]
+    assert {models_of[claim.row]: claim.value for claim in claims} == table.per_second
+    assert (table.image_size, table.num_classes) == (vnet_checks.IMAGE_SIZE, vnet_checks.CLASSES)
+    assert table.quoted == set() and table.machine in claims[0].note
+    assert table.image_size == latency.GPU_SIZE  # what a command that names no size times
+    for claim in claims:
+        words = claim.command.split()
+        assert words[:5] == ["python", "-m", "segkit.bench", "latency", "--models"]
+        assert words[5:-2] == list(table.per_second) and words[-2:] == ["--device", "cuda"]
 
 
 def test_all_sizes_are_computed(vnet, results):
