@@ -29,6 +29,7 @@ NOT_COMPARED: dict[str, set[str]] = {
     "03_ldn_train": {"c28", "c30", "c35"},  # the scores of the trained network
     "04_vnet_reversible": {"c39"},  # the scores of the three trained networks
     "05_receptive_field": {"c33"},  # how far the gradients of trained networks reach
+    "06_regseg_train": {"c09", "c18", "c32", "c39"},  # times, and the scores of trained networks
 }
 EXEMPT_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 
