@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segkit.models.denseaspp import DenseASPP
+from segkit.models.denseaspp_student import StudentDenseASPP
 from segkit.models.dpn import ladder_dpn68
+from segkit.models.fastfcn import DEPTHS, HEADS, UPSAMPLINGS, FastFCN
 from segkit.models.ladder_densenet import ladder_densenet
 from segkit.models.peers.ddrnet import DDRNet
 from segkit.models.peers.enet import ENet
@@ -91,7 +94,43 @@ _REGSEG: dict[str, Callable[..., nn.Module]] = {
     "swiftnet-rn18": SwiftNet,
 }
 
-MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN, **_VNET, **_REGSEG}
+# FastFCN: "FastFCN: Rethinking Dilated Convolution in the Backbone for Semantic Segmentation"; the rows of
+# Tables 1 and 2, and those that these leave out.
+_FASTFCN: dict[str, Callable[..., nn.Module]] = {
+    f"fastfcn-r{depth}-{head}-{upsampling}": partial(FastFCN, depth, head=head, upsampling=upsampling)
+    for depth in DEPTHS
+    for head in HEADS
+    for upsampling in UPSAMPLINGS
+}
+
+# DenseASPP: the original as released, and the five models in Table 1 of the report "Semantic Segmentation
+# with DenseASPP". The parameters printed there hold with the report's classes, 20 and in #5 19, which are
+# their num_classes for who calls the builder itself. `build` gives its own, 19 unless told otherwise.
+_DENSEASPP: dict[str, Callable[..., nn.Module]] = {
+    **{f"denseaspp{depth}": partial(DenseASPP, depth) for depth in (121, 161, 169, 201)},
+    "denseaspp-student1": partial(
+        StudentDenseASPP, num_classes=20, dilations=(3, 6, 9, 12), growth=32, taken=2
+    ),
+    "denseaspp-student2": partial(
+        StudentDenseASPP, num_classes=20, dilations=(3, 6, 9, 12), growth=32, taken=3
+    ),
+    "denseaspp-student3": partial(
+        StudentDenseASPP, num_classes=20, dilations=(6, 12, 18, 24), growth=32, taken=3
+    ),
+    "denseaspp-student4": partial(
+        StudentDenseASPP, num_classes=20, dilations=(3, 6, 12, 18, 24), growth=64, squeeze=256
+    ),
+    "denseaspp-student5": partial(
+        StudentDenseASPP,
+        num_classes=19,
+        dilations=(3, 6, 9, 12, 18, 24),
+        growth=64,
+        squeeze=256,
+        norm_out=True,
+    ),
+}
+
+MODELS: dict[str, Callable[..., nn.Module]] = {**_LDN, **_VNET, **_REGSEG, **_DENSEASPP, **_FASTFCN}
 
 
 def build(

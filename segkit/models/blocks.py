@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -210,6 +211,43 @@ class Stage(nn.Sequential):
         return x
 
 
+class PyramidPooling(nn.Module):
+    """PSPNet's pyramid pooling module (its Section 3.2): averages over grids, reduced, upsampled, beside
+    their input.
+
+    Args:
+        channels: maps in; as many are added, in equal parts.
+        bins: rows and columns of each grid.
+        resize: how the averages come to their input's size; None: `upsample`.
+
+    Attributes:
+        levels: bin ("1", "2", ...) -> pooling, 1x1 convolution, batch norm, ReLU.
+    """
+
+    def __init__(
+        self, channels: int, bins: tuple[int, ...], *, resize: Callable[..., Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.resize = resize or upsample
+        self.levels = nn.ModuleDict()
+        for n in bins:
+            self.levels[str(n)] = nn.Sequential(
+                nn.AdaptiveAvgPool2d(n), *ConvNormReLU(channels, channels // len(bins), 1)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, 2D, h, w)."""
+        levels = [self.resize(level(x), x.shape[-2:]) for level in self.levels.values()]
+        return torch.cat([x, *levels], dim=1)
+
+
+def conv_classifier(channels: int, width: int, num_classes: int, *, dropout: float) -> nn.Sequential:
+    """PSPNet's way to end a head: 3x3 convolution, norm, ReLU, dropout of whole maps, 1x1 with bias."""
+    return nn.Sequential(
+        *ConvNormReLU(channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
+    )
+
+
 def upsample(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear interpolation to (H, W), pixels seen as areas (corners not aligned)."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -245,14 +283,23 @@ def check_classes(num_classes: int, least: int = 1, *, because: str = "") -> int
 def norms_train(*parts: nn.Module) -> bool:
     """Whether a batch norm in these parts is in train mode, where one value per channel has no variance.
 
-    The mode of the parts themselves says nothing: norms may be frozen within a model that is trained.
+    The mode of the parts themselves says nothing: norms may be frozen within a model that is trained. Norms
+    synchronized over several processes do not count, as each of these adds values. It visits every module, so
+    ask what is cheaper first, the size of a batch.
     """
     return any(
-        module.training
+        module.training and not _synchronized(module)
         for part in parts
         for module in part.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
     )
+
+
+def _synchronized(norm: nn.Module) -> bool:
+    """Whether a norm takes its statistics over more than one process."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size(norm.process_group) > 1
 
 
 def check_images(x: Tensor, minimum: int) -> None:
@@ -321,3 +368,26 @@ def imagenet(model: nn.Module, name: str, load: Callable[[Any], Any]) -> Any:
             f"hand into {torch.hub.get_dir()}/checkpoints (replacing a broken file there), or use "
             f"weights='none'."
         ) from error
+
+
+def load_features(model: nn.Module, backbone: nn.Module, name: str, *, prefix: str = "") -> None:
+    """Load ImageNet weights into a backbone named like ``features`` of one of torchvision's networks.
+
+    Networks without such a part are taken as a whole. torchvision itself brings the names in its older
+    DenseNet files up to date.
+
+    Args:
+        model: the network that has the backbone.
+        backbone: what is filled, all of it; torchvision's network may have more.
+        name: of torchvision's network, ``"densenet121"``.
+        prefix: what names in the backbone begin with that in torchvision's do not.
+
+    Raises:
+        ValueError: if ``model`` is on the meta device.
+        RuntimeError: if the weights cannot be had; says how to go on.
+    """
+    pretrained = imagenet(
+        model, name, lambda weights: torchvision.models.get_model(name, weights=weights, progress=False)
+    )
+    state = getattr(pretrained, "features", pretrained).state_dict()
+    backbone.load_state_dict({key: state[key.removeprefix(prefix)] for key in backbone.state_dict()})

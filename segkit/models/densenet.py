@@ -1,4 +1,4 @@
-"""DenseNet-121, -161 and -169 feature extractors, with the paper's split blocks and with dilation.
+"""DenseNet-121, -161, -169 and -201 feature extractors, with the paper's split blocks and with dilation.
 
 "Efficient Ladder-style DenseNets for Semantic Segmentation of Large Images" (LDN), Sections 3, 4.1 and 6.2.
 Shapes: B images of H x W pixels; k = growth rate; F_in, F_out = maps at a block's input and output.
@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
-from segkit.models.blocks import BatchNorm, norm_relu, norm_relu_of_cat
+from segkit.models.blocks import BatchNorm, as_integer, norm_relu, norm_relu_of_cat
 
 # depth: growth rate k, maps of the stem, units per dense block
 CONFIGURATIONS: dict[int, tuple[int, int, tuple[int, int, int, int]]] = {
     121: (32, 64, (6, 12, 24, 16)),
     161: (48, 96, (6, 12, 36, 24)),
     169: (32, 64, (6, 12, 32, 32)),
+    201: (32, 64, (6, 12, 48, 32)),
 }
 
 
@@ -105,11 +106,14 @@ class DenseNet(nn.Module):
     ``cat``, those of a block come as the tuple of tensors whose concatenation they are.
 
     Args:
-        depth: 121, 161 or 169.
+        depth: 121, 161, 169 or 201.
+        units: of each dense block, 1 to 4 blocks; None for those of ``depth``. Pre-trained weights still fit
+            where these are its first blocks, such as (6, 12) of DenseNet-121. No transition follows the last.
+        growth: k; None for that of ``depth``. If given, the stem has 2k maps, as in every DenseNet.
         split: dense blocks (1 to 4) with a 2x2 average pooling after half of their units (Section 4.1).
             Pooling has no parameters, so pre-trained weights fit a split block as they are.
-        dilations: of the 3x3 convolutions in each block; where it grows, the transition before does not pool
-            (Section 6.2: (1, 1, 2, 4) for a map at H/8).
+        dilations: of the 3x3 convolutions in each block, always four; where it grows, the transition before
+            does not pool (Section 6.2: (1, 1, 2, 4) for a map at H/8).
         stem_pool: whether the stem ends in a max-pool; without it every map is twice as large.
         stem_map: whether the stem's map at H/2, before the max-pool, is returned too.
         pool_first: whether transition layers pool before their convolution, see `Transition`.
@@ -119,13 +123,15 @@ class DenseNet(nn.Module):
         recompute: segments to checkpoint, see `segkit.memory.recompute`.
 
     Raises:
-        ValueError: if ``depth``, ``split`` or ``dilations`` is none of those above.
+        ValueError: if ``depth``, ``units``, ``growth``, ``split`` or ``dilations`` is none of those above.
     """
 
     def __init__(
         self,
         depth: int,
         *,
+        units: tuple[int, ...] | None = None,
+        growth: int | None = None,
         split: tuple[int, ...] = (),
         dilations: tuple[int, int, int, int] = (1, 1, 1, 1),
         stem_pool: bool = True,
@@ -137,16 +143,26 @@ class DenseNet(nn.Module):
         super().__init__()
         if depth not in CONFIGURATIONS:
             raise ValueError(f"No DenseNet-{depth}; there are {', '.join(map(str, CONFIGURATIONS))}.")
+        k, width, all_units = CONFIGURATIONS[depth]
+        units = _units(units) if units is not None else all_units
+        fits = growth is None and units == all_units[: len(units)]  # torchvision's weights
+        if growth is not None:
+            k = as_integer(growth)
+            if k is None or k < 1:
+                raise ValueError(f"growth={growth!r}: an integer of at least 1 is needed, e.g. 32.")
+            width = 2 * k
         if not set(split) <= {1, 2, 3, 4}:
             raise ValueError(
                 f"split={split!r}: give the numbers (1 to 4) of the dense blocks to split, e.g. (3,)."
             )
+        if split and max(split) > len(units):
+            raise ValueError(f"split={split!r}: units={units} makes {len(units)} dense block(s) only.")
         if len(dilations) != 4 or min(dilations) < 1:
             raise ValueError(f"dilations={dilations!r}: give four factors of at least 1, e.g. (1, 1, 2, 4).")
-        k, width, units = CONFIGURATIONS[depth]
-        self.torchvision_name = f"densenet{depth}"
+        self.torchvision_name = f"densenet{depth}" if fits else None
         self.paper_count = paper_count
         self.segment = Segments(recompute)
+        self.blocks = len(units)
         self.split, self.stem_pool, self.stem_map = tuple(split), stem_pool, stem_map
         self.channels: list[int] = []
         self.strides: list[int] = []
@@ -161,7 +177,7 @@ class DenseNet(nn.Module):
             if stem_map:
                 self._note_map(width, stride)
             stride *= 2
-        for b in range(4):
+        for b in range(self.blocks):
             place = str(b + 1)
             block: dict[str, DenseUnit] = {}
             for i in range(units[b]):
@@ -181,7 +197,7 @@ class DenseNet(nn.Module):
             self.add_module(f"denseblock{b + 1}", dense_block)
             for label in ("cat1x1", "3x3", "unit", "block"):
                 self.segment.offer(label, place, dense_block)
-            if b == 3:
+            if b + 1 == self.blocks:
                 break
             pool = dilations[b + 1] <= dilations[b]
             transition = Transition(width, pool=pool, pool_first=pool_first, segment=self.segment)
@@ -204,7 +220,7 @@ class DenseNet(nn.Module):
             stem_map, x = x
             maps.append((stem_map,))  # (B, 64, H/2, W/2)
         x = (x,)  # from here on in parts
-        for b in range(1, 5):
+        for b in range(1, self.blocks + 1):
             block = getattr(self, f"denseblock{b}")
             half = len(block) // 2 if b in self.split else 0
             if half:
@@ -212,7 +228,7 @@ class DenseNet(nn.Module):
                 maps.append(x)  # DB3a: (B, 640, H/16, W/16)
                 x = tuple(F.avg_pool2d(part, 2) for part in x)
             x = self.segment("block", block, half, None, *x, place=str(b))
-            if b == 4:
+            if b == self.blocks:
                 break
             transition = getattr(self, f"transition{b}")
             if transition.pool:
@@ -227,3 +243,14 @@ class DenseNet(nn.Module):
             return x
         pooled = F.max_pool2d(x, 3, stride=2, padding=1)  # (B, 64, H/4, W/4)
         return (x, pooled) if self.stem_map else pooled
+
+
+def _units(units: tuple[int, ...]) -> tuple[int, ...]:
+    """The units of each block, as Python's integers."""
+    found = tuple(as_integer(n) for n in units) if isinstance(units, (tuple, list)) else ()
+    if not 1 <= len(found) <= 4 or any(n is None or n < 1 for n in found):
+        raise ValueError(
+            f"units={units!r}: give the units of each of 1 to 4 dense blocks, integers of at least 1, e.g. "
+            f"(6, 12, 24, 16)."
+        )
+    return found

@@ -8,7 +8,6 @@ Shapes: B images of H x W pixels; D = maps of the deepest features F; C = contex
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from segkit.memory.recompute import Segments
@@ -18,8 +17,8 @@ from segkit.models.blocks import (
     CatBNReLUConv,
     check_classes,
     check_images,
-    imagenet,
     initialize,
+    load_features,
     upsample,
 )
 from segkit.models.densenet import DenseNet
@@ -284,11 +283,7 @@ class Ladder(nn.Module):
                 "ImageNet weights do not fit the backbone of paper_count=True, which lacks some 1x1 "
                 "convolutions; leave out paper_count or use weights='none'."
             )
-        pretrained = imagenet(
-            self, name, lambda weights: torchvision.models.get_model(name, weights=weights, progress=False)
-        )
-        state = getattr(pretrained, "features", pretrained).state_dict()
-        self.backbone.load_state_dict({key: state[key] for key in self.backbone.state_dict()})
+        load_features(self, self.backbone, name)
         self.pretrained = True
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
@@ -319,7 +314,7 @@ def ladder_densenet(
     for the rest.
 
     Args:
-        depth: of the DenseNet: 121, 161 or 169.
+        depth: of the DenseNet: 121, 161, 169 or 201, which the paper has no ladder on.
         num_classes: maps of the logits.
         recompute: segments to checkpoint, see `segkit.memory.recompute`.
         inplace: whether a ReLU writes over the batch norm's output; the same result either way.

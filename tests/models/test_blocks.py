@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -70,3 +71,22 @@ def test_norms_are_asked_and_not_their_parts():
     other[1].train()
     assert norms_train(frozen, other)
     assert not norms_train(nn.GroupNorm(2, 4))  # has no use for a batch
+
+
+def test_norms_over_several_processes_see_more_than_one_image(processes):
+    plain, norm = nn.BatchNorm2d(4), nn.SyncBatchNorm(4)
+    assert not norms_train(norm)
+    assert norms_train(norm, plain)
+    processes[0] = 1
+    assert norms_train(norm)
+
+
+def test_norms_without_processes_are_alone(monkeypatch):
+    norm = nn.SyncBatchNorm(4)
+    assert norms_train(norm)
+    assert not norms_train(norm.eval())
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    groups = []
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: groups.append(group) or 2)
+    norm.process_group = "its own"
+    assert not norms_train(norm.train()) and groups == ["its own"]

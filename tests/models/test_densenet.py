@@ -100,6 +100,43 @@ def test_stem_variants():
         assert no_pool.strides == [2, 4, 8, 16]
 
 
+def test_fewer_units_and_another_growth():
+    with torch.device("meta"):
+        network = DenseNet(121, units=(2, 4, 4, 2), growth=16, dilations=(1, 1, 2, 4))
+        maps = network(torch.empty(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 16, 24), (88, 8, 12)]
+    assert network.conv0.weight.shape[0] == 32
+    assert network.torchvision_name is None
+
+
+def test_first_blocks_alone_still_fit_the_weights():
+    with torch.device("meta"):
+        whole, part = DenseNet(121), DenseNet(121, units=(6, 12))
+        maps = part(torch.empty(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [(256, 16, 24), (512, 8, 12)]
+    assert (part.channels, part.strides) == ([256, 512], [4, 8])
+    assert part.torchvision_name == "densenet121"
+    shapes = {key: value.shape for key, value in whole.state_dict().items()}
+    assert shapes.items() >= {key: value.shape for key, value in part.state_dict().items()}.items()
+    with torch.device("meta"):
+        assert DenseNet(121, units=(6, 11)).torchvision_name is None
+
+
 def test_unknown_depth():
-    with pytest.raises(ValueError, match="No DenseNet-120; there are 121, 161, 169"):
+    with pytest.raises(ValueError, match="No DenseNet-120; there are 121, 161, 169, 201"):
         DenseNet(120)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": ()}, r"units=\(\): give the units of each of 1 to 4 dense blocks"),
+        ({"units": (6, 0)}, r"units=\(6, 0\)"),
+        ({"units": 6}, "units=6"),
+        ({"growth": 0}, "growth=0: an integer of at least 1"),
+        ({"units": (6, 12), "split": (3,)}, r"split=\(3,\): units=\(6, 12\) makes 2 dense block"),
+    ],
+)
+def test_wrong_units_and_growth(options, message):
+    with pytest.raises(ValueError, match=message):
+        DenseNet(121, **options)

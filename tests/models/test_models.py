@@ -39,17 +39,26 @@ AUXILIARY = {
     "lraspp-mobilenetv3": "",
     "fc-hardnet70": "",
     "swiftnet-rn18": "",
+    **{name: "" for name in MODELS if name.startswith("denseaspp")},
+    **{name: "fcn" for name in MODELS if name.startswith("fastfcn-")},
 }
 
 
 def one_of_each_kind(*names):
-    """Parametrize over these models; with --all-models over all."""
-    return pytest.mark.parametrize("name", sorted(MODELS) if ALL_MODELS else names)
+    """Parametrize over these models; with --all-models over all, but of FastFCN over these only."""
+    every = {name for name in MODELS if not name.startswith("fastfcn-")} | set(names)
+    return pytest.mark.parametrize("name", sorted(every) if ALL_MODELS else names)
+
+
+def narrow(name):
+    """Options that make a wide network's steps cheap: the same code with fewer channels."""
+    return {"width": 8} if name.startswith("fastfcn-") else {}
 
 
 ONE_OF_EACH_CLASS = (
     *("ladder-resnet18-32-4", "vnet", "enet", "espnet", "erfnet", "segnet", "pspnet-r50", "regseg"),
     *("regnety-600mf", "ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
+    *("denseaspp121", "denseaspp-student1", "fastfcn-r50-enc-jpu"),
 )
 
 
@@ -77,6 +86,14 @@ def test_names_are_the_documented_ones():
         *(f"regseg-{fusion}" for fusion in ("sum1x1", "concat1x1", "concat3x3", "concat-yblock")),
         *("regseg-lraspp", "regseg-sfnet", "regseg-bisenet"),
         *("ddrnet23", "lraspp-mobilenetv3", "fc-hardnet70", "swiftnet-rn18"),
+        *(f"denseaspp{depth}" for depth in (121, 161, 169, 201)),
+        *(f"denseaspp-student{number}" for number in range(1, 6)),
+        *(
+            f"fastfcn-{depth}-{head}-{upsampling}"
+            for depth in ("r50", "r101")
+            for head in ("enc", "aspp", "psp")
+            for upsampling in ("none", "bilinear", "fpn", "jpu")
+        ),
     }
     assert documented <= set(MODELS)
 
@@ -87,7 +104,10 @@ def check_shapes(name, output, batch, num_classes, size):
     if AUXILIARY.get(name) == "":
         assert list(output) == ["out"]
         return
-    assert list(output) == ["out", "aux"]
+    presence = ["presence"] if name.startswith("fastfcn-") and "-enc-" in name else []
+    assert list(output) == ["out", "aux", *presence]
+    if presence:
+        assert output["presence"].shape == (batch, num_classes)
     if name in AUXILIARY:
         assert list(output["aux"]) == AUXILIARY[name].split()
     for head, logits in output["aux"].items():
@@ -120,16 +140,20 @@ def test_auxiliary_outputs_in_train_mode_unless_told_otherwise():
     assert list(model(x, auxiliary=True)) == ["out", "aux"]
 
 
-def test_runs_and_every_parameter_learns_at_odd_size(small_name):
+def test_runs_and_every_trainable_parameter_learns_at_odd_size(small_name):
     torch.manual_seed(0)
-    model = build(small_name, num_classes=5)
+    model = build(small_name, num_classes=5, **narrow(small_name))
     size = odd_size(model)
     out = model(torch.randn(2, 3, *size))
     check_shapes(small_name, out, 2, 5, size)
     assert out["out"].isfinite().all()
-    loss = sum(logits.square().mean() for logits in (out["out"], *out.get("aux", {}).values()))
+    heads = [out["out"], *out.get("aux", {}).values(), *([out["presence"]] if "presence" in out else [])]
+    loss = sum(logits.square().mean() for logits in heads)
     loss.backward()
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # of a backbone that is frozen by design
+            assert parameter.grad is None, f"{name} is frozen and has a gradient"
+            continue
         assert parameter.grad is not None, f"no gradient for {name}"
         assert parameter.grad.isfinite().all(), f"gradient of {name} is not finite"
         assert parameter.grad.any(), f"gradient of {name} is zero"
@@ -138,7 +162,7 @@ def test_runs_and_every_parameter_learns_at_odd_size(small_name):
 @one_of_each_kind("ldn121-64-4", *ONE_OF_EACH_CLASS)
 def test_state_dict_round_trip(name):
     torch.manual_seed(0)
-    model, other = build(name, num_classes=5).eval(), build(name, num_classes=5).eval()
+    model, other = (build(name, num_classes=5, **narrow(name)).eval() for _ in range(2))
     side = max(64, model.minimum_size)
     x = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -158,13 +182,17 @@ def test_state_dict_round_trip(name):
         ("segnet", "block,tu"),
         *(
             pytest.param(*more, marks=pytest.mark.skipif(not ALL_MODELS, reason="with --all-models"))
-            for more in (("ldn121-64-4", "block,stem,tu"), ("pspnet-r50", "block,stem,tu"))
+            for more in (
+                ("ldn121-64-4", "block,stem,tu"),
+                ("pspnet-r50", "block,stem,tu"),
+                ("fastfcn-r50-enc-jpu", "block,stem,tu"),
+            )
         ),
     ],
 )
 def test_exports(name, recompute):
     torch.manual_seed(0)
-    model = build(name, num_classes=5, recompute=recompute).eval()
+    model = build(name, num_classes=5, recompute=recompute, **narrow(name)).eval()
     x = torch.randn(1, 3, *((64, 96) if hasattr(model, "size_divisor") else (65, 97)))
     with torch.no_grad():
         program = torch.export.export(model, (x,))
@@ -265,6 +293,7 @@ def test_batch_of_one_with_a_single_cell(size):
         ("lraspp-mobilenetv3", (16, 16)),
         ("fc-hardnet70", (61, 124)),
         ("swiftnet-rn18", (32, 32)),
+        ("denseaspp121", (12, 12)),
     ],
 )
 def test_what_refuses_a_single_image_asks_the_norms(name, size):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from segkit.measure import cost, max_batch, peak_memory
 from segkit.models.peers.pspnet import PSPNet, PyramidPooling
@@ -57,6 +58,21 @@ def test_one_image_cannot_be_trained_on():
     assert on_meta().eval()(x)["out"].shape == (1, 19, 65, 97)
     assert on_meta(bins=(2, 3))(x)["out"].shape == (1, 19, 65, 97)
     assert max_batch(on_meta(), (65, 97), 1.0) >= 2  # starts from two images then
+
+
+def test_one_image_per_process_can_be_trained_on(processes):
+    model, x = nn.SyncBatchNorm.convert_sync_batchnorm(on_meta()), torch.empty(1, 3, 65, 97, device="meta")
+    assert model(x)["out"].shape == (1, 19, 65, 97)
+    processes[0] = 1
+    with pytest.raises(ValueError, match="Cannot train PSPNet on a single image"):
+        model(x)
+
+
+def test_a_single_image_costs_no_walk_over_the_network(visited):
+    model = on_meta().eval()
+    visited.clear()
+    model(torch.empty(1, 3, 65, 97, device="meta"))
+    assert len(visited) <= 5
 
 
 def test_norm_in_eval_mode_uses_its_running_statistics():

@@ -9,7 +9,6 @@ when it upsamples; here, as in the rest of the kit, any size is taken and corner
 Shapes: B images of H x W pixels.
 """
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -17,39 +16,16 @@ from segkit.memory.recompute import Segments
 from segkit.models.blocks import (
     ConvNormReLU,
     FromScratch,
+    PyramidPooling,
     Stage,
     check_classes,
     check_images,
+    conv_classifier,
     norms_train,
     upsample,
 )
 
 DEPTHS = (50, 101, 152)
-
-
-class PyramidPooling(nn.Module):
-    """The pyramid pooling module (Section 3.2): averages over grids, reduced, upsampled, beside their input.
-
-    Args:
-        channels: maps in; as many are added, in equal parts.
-        bins: rows and columns of each grid.
-
-    Attributes:
-        levels: bin ("1", "2", ...) -> pooling, 1x1 convolution, batch norm, ReLU.
-    """
-
-    def __init__(self, channels: int, bins: tuple[int, ...]) -> None:
-        super().__init__()
-        self.levels = nn.ModuleDict()
-        for n in bins:
-            self.levels[str(n)] = nn.Sequential(
-                nn.AdaptiveAvgPool2d(n), *ConvNormReLU(channels, channels // len(bins), 1)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, 2D, h, w)."""
-        levels = [upsample(level(x), x.shape[-2:]) for level in self.levels.values()]
-        return torch.cat([x, *levels], dim=1)
 
 
 class PSPNet(FromScratch):
@@ -123,8 +99,8 @@ class PSPNet(FromScratch):
 
         self.ppm = PyramidPooling(2048, tuple(bins))
         ppm_channels = 2048 + len(bins) * (2048 // len(bins))
-        self.logits = _head(ppm_channels, 512, num_classes, dropout)
-        self.aux = nn.ModuleDict({"res4": _head(1024, 256, num_classes, dropout)})
+        self.logits = conv_classifier(ppm_channels, 512, num_classes, dropout=dropout)
+        self.aux = nn.ModuleDict({"res4": conv_classifier(1024, 256, num_classes, dropout=dropout)})
         segment.offer("spp", "", self.ppm)
         segment.offer("tu", "logits", self.logits)
         segment.offer("tu", "aux", self.aux)
@@ -160,9 +136,3 @@ class PSPNet(FromScratch):
             f"torchvision's ImageNet weights for resnet{self.depth} do not fit PSPNet's stem of three 3x3 "
             f"convolutions; use weights='none'."
         )
-
-
-def _head(channels: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        *ConvNormReLU(channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
-    )
