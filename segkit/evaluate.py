@@ -1,9 +1,11 @@
 """Scores a trained model on a data set: `python -m segkit.evaluate --checkpoint FILE`.
 
-Data set, its options and the resolution are those the model was trained on, unless told otherwise. Examples:
+Data set, its options and the images' size are those the model was trained on, unless told otherwise.
+Examples:
 
     python -m segkit.evaluate --checkpoint runs/ldn_streets-12345678/final.pt
     python -m segkit.evaluate --checkpoint final.pt --dataset cityscapes --data-dir ~/data --multi-scale
+    python -m segkit.evaluate --checkpoint final.pt --windows 480 --base-size 520 --combine exp
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segkit import console, data
 from segkit.data.labels import LabelSpace
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES, REDUCED_WITHOUT
+from segkit.evaluation.windows import COMBINE, FASTFCN_SCALES, Windows
 from segkit.training.distributed import choose_device
-from segkit.training.inputs import AtResolution
+from segkit.training.inputs import AtResolution, AtSize
 from segkit.training.state import write_text
 
 
@@ -47,11 +50,31 @@ def _parser() -> argparse.ArgumentParser:
         "--resolution",
         type=_positive,
         metavar="F",
-        help="resize images and labels by F first (default: as trained)",
+        help="resize images and labels by F first (default: as trained, by a factor or to one size)",
     )
-    scales = ", ".join(f"{scale:g}" for scale in MULTI_SCALE)
     parser.add_argument(
-        "--multi-scale", action="store_true", help=f"average over scales {scales} and mirror images"
+        "--windows",
+        type=_pixels,
+        metavar="N",
+        help="show the model sliding windows of N pixels a side; 0: whole images (default: as trained)",
+    )
+    parser.add_argument(
+        "--base-size",
+        type=_pixels,
+        metavar="N",
+        help="with --windows: resize the long side to N pixels first (default: as trained, else 0: do not)",
+    )
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE,
+        help="with --windows: average probabilities, or exp of the logits as FastFCN's code does "
+        "(default: as trained, else probability)",
+    )
+    scales, in_windows = (", ".join(f"{s:g}" for s in several) for several in (MULTI_SCALE, FASTFCN_SCALES))
+    parser.add_argument(
+        "--multi-scale",
+        action="store_true",
+        help=f"average over mirror images and scales (as trained, else {scales}, or in windows {in_windows})",
     )
     parser.add_argument("--limit", type=console.count, metavar="N", help="only the first N images")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
@@ -65,6 +88,32 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _pixels(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of pixels")
+    return int(text)
+
+
+def _view(args: argparse.Namespace, model: nn.Module) -> tuple[Windows | None, tuple[float, ...]]:
+    """How images are seen: in which windows, None for whole ones, and on which scales."""
+    trained: Windows | None = model.image_windows
+    side = (trained.side if trained else 0) if args.windows is None else args.windows
+    if not side:
+        for name, value in (("--base-size", args.base_size), ("--combine", args.combine)):
+            if value is not None:
+                raise ValueError(f"{name} is for sliding windows; give --windows N with it, such as 480")
+    windows = None
+    if side:
+        base_size = (trained.base_size if trained else 0) if args.base_size is None else args.base_size
+        combine = args.combine or (trained.combine if trained else Windows.combine)
+        windows = Windows(side=side, base_size=base_size, combine=combine)
+    if not args.multi_scale:
+        return windows, (1.0,)
+    if bool(windows) == bool(trained):
+        return windows, model.image_scales
+    return windows, FASTFCN_SCALES if windows else MULTI_SCALE
 
 
 def _open(args: argparse.Namespace, trained: dict[str, Any], space: LabelSpace) -> tuple[str, Any]:
@@ -104,9 +153,13 @@ def _run(args: argparse.Namespace) -> None:
     trained = state.get("settings", {}).get("recipe", {})
     del state  # it holds the optimizer's state, twice the size of the model
     model, space = load_model(args.checkpoint, device=device)
+    windows, scales = _view(args, model)
     name, dataset = _open(args, trained, space)
+    size = None if args.resolution else model.image_size
     resolution = args.resolution or model.image_resolution
-    if resolution != 1:
+    if size:
+        dataset = AtSize(dataset, size)
+    elif resolution != 1:
         dataset = AtResolution(dataset, resolution)
     total = min(args.limit or len(dataset), len(dataset))
     done = 0
@@ -119,19 +172,21 @@ def _run(args: argparse.Namespace) -> None:
             print(f"\r{done} of {total} images", end=end, file=sys.stderr, flush=True)
 
     # The benchmark's instance sizes are those of full images; anything else is weighed with its own.
-    official = name == "cityscapes" and resolution == 1
+    official = name == "cityscapes" and resolution == 1 and not size
     result = evaluate(
         model,
         dataset,
         device=device,
-        scales=MULTI_SCALE if args.multi_scale else (1.0,),
+        scales=scales,
         flip=args.multi_scale,
+        windows=windows,
         limit=args.limit,
         amp=args.amp,
         instance_sizes=CITYSCAPES_MEAN_SIZES if official else None,
         on_image=count,
     )
     at = "" if resolution == 1 else f" at {resolution:g} of its size"
+    at = f" at {size[0]}x{size[1]}" if size else at
     print(f"{args.checkpoint} on {name} {dataset.split}{at}")
     print(result)
     if result.reduced_miou is not None:
@@ -143,6 +198,7 @@ def _run(args: argparse.Namespace) -> None:
             "dataset": name,
             "split": dataset.split,
             "resolution": resolution,
+            "image_size": size,
             **result.as_dict(),
         }
         write_text(args.json, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -3,6 +3,9 @@
 For photo.jpg it writes photo_overlay.png, the image with the classes' colors laid over it, and
 photo_labels.png, whose pixels are class numbers (a palette image, so that it shows the colors too). Both have
 the image's size. Existing files of these names are replaced, but never an image that was given.
+
+With --ids there is also ids/photo.png, a gray image in the numbers of the data set's own label files, which
+is what evaluation servers want: train id + 1 for ADE20K and Pascal Context, 7 to 33 for Cityscapes.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from segkit.console import command
-from segkit.data.labels import LabelSpace
+from segkit.data.labels import LabelSpace, to_ids
 from segkit.data.transforms import normalize
 from segkit.evaluation.inference import MULTI_SCALE, load_model, predict
+from segkit.evaluation.windows import FASTFCN_SCALES
 from segkit.training.distributed import choose_device
 
 
@@ -35,12 +40,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions"
     )
-    scales = ", ".join(f"{scale:g}" for scale in MULTI_SCALE)
+    scales, in_windows = (", ".join(f"{s:g}" for s in several) for several in (MULTI_SCALE, FASTFCN_SCALES))
     parser.add_argument(
-        "--multi-scale", action="store_true", help=f"average over scales {scales} and mirror images"
+        "--multi-scale",
+        action="store_true",
+        help=f"average over mirror images and scales (as trained, else {scales}, or in windows {in_windows})",
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        choices=(0,),
+        help="0: show the model whole images, even if its recipe slides windows over them",
     )
     parser.add_argument(
         "--alpha", type=_alpha, default=0.5, help="weight of the colors, 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument(
+        "--ids", action="store_true", help="labels in the data set's own numbers too, in DIR/ids"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     return parser
@@ -79,24 +95,40 @@ def read_image(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def segment(model: nn.Module, image: Image.Image, *, multi_scale: bool = False) -> Tensor:
+def segment(
+    model: nn.Module, image: Image.Image, *, multi_scale: bool = False, whole: bool = False
+) -> Tensor:
     """Labels each pixel of an RGB image: int64 (H, W) on the CPU.
 
-    The image is resized as the model's training images were. One that is then smaller than the model can
-    take is enlarged until it is not, and one whose sides the model cannot divide is padded (see
-    `segkit.evaluation.inference.predict`); the labels have the image's own size in any case.
+    The image is resized as those were that training measured the model on, and shown in the same windows, or
+    with `whole` in none. One that is then smaller than the model can take is enlarged until it is not, and
+    one whose sides the model cannot divide is padded (see `segkit.evaluation.inference.predict`); the labels
+    have the image's own size in any case.
+
+    Args:
+        model: from `segkit.evaluation.inference.load_model`.
+        image: RGB.
+        multi_scale: average over the scales of the model's recipe, and mirror images.
+        whole: do without windows.
     """
     device = next(model.parameters()).device
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)  # (1, 3, H, W)
-    smallest = getattr(model, "minimum_size", 1) / min(image.size)
-    scales = [scale * model.image_resolution for scale in (MULTI_SCALE if multi_scale else (1.0,))]
-    probabilities = predict(
-        model,
-        normalize(pixels, mean=model.image_mean, std=model.image_std),
-        scales=[max(scale, smallest) for scale in scales],
-        flip=multi_scale,
-    )
-    return probabilities.argmax(1)[0].cpu()
+    pixels = normalize(pixels, mean=model.image_mean, std=model.image_std)
+    own = pixels.shape[-2:]
+    seen = model.image_size or [max(1, round(side * model.image_resolution)) for side in own]
+    windows = None if whole else model.image_windows
+    scales: tuple[float, ...] = (1.0,)
+    if multi_scale:
+        scales = MULTI_SCALE if whole and model.image_windows else model.image_scales
+    if windows is None:
+        smallest = getattr(model, "minimum_size", 1) / min(seen)
+        scales = tuple(max(scale, smallest) for scale in scales)
+    if tuple(seen) != tuple(own):
+        pixels = F.interpolate(pixels, tuple(seen), mode="bilinear", antialias=True)  # (1, 3, h, w)
+    scores = predict(model, pixels, scales=scales, flip=multi_scale, windows=windows)  # (1, C, h, w)
+    if tuple(seen) != tuple(own):
+        scores = F.interpolate(scores, own, mode="bilinear")
+    return scores.argmax(1)[0].cpu()
 
 
 def overlay(image: Image.Image, labels: Tensor, space: LabelSpace, *, alpha: float = 0.5) -> Image.Image:
@@ -120,8 +152,8 @@ def legend(labels: Tensor, space: LabelSpace) -> str:
     return "\n".join(f"  {name:{width}} {100 * share:6.2f} %" for share, name in found)
 
 
-def _targets(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Overlay and label file of each image; images of one name get numbers, so that none takes another's."""
+def _targets(images: Sequence[Path], out: Path, *, ids: bool) -> list[tuple[Path, ...]]:
+    """The files to write for each image; images of one name get numbers, so that none takes another's."""
     targets, taken = [], set()
     for path in images:
         name, number = path.stem, 1
@@ -129,7 +161,8 @@ def _targets(images: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             number += 1
             name = f"{path.stem}_{number}"
         taken.add(name.casefold())
-        targets.append((out / f"{name}_overlay.png", out / f"{name}_labels.png"))
+        own = (out / "ids" / f"{name}.png",) if ids else ()
+        targets.append((out / f"{name}_overlay.png", out / f"{name}_labels.png", *own))
     return targets
 
 
@@ -143,14 +176,16 @@ def _write(path: Path, image: Image.Image) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _do(path: Path, targets: tuple[Path, Path], args: Any, model: nn.Module, space: LabelSpace) -> None:
+def _do(path: Path, targets: tuple[Path, ...], args: Any, model: nn.Module, space: LabelSpace) -> None:
     for target in targets:
         if target.exists() and any(given.exists() and target.samefile(given) for given in args.images):
             raise ValueError(f"{target} would be overwritten, but it is an input; choose another --out")
     image = read_image(path)
-    labels = segment(model, image, multi_scale=args.multi_scale)
-    painted = overlay(image, labels, space, alpha=args.alpha)
-    for target, picture in zip(targets, (painted, label_image(labels, space)), strict=True):
+    labels = segment(model, image, multi_scale=args.multi_scale, whole=args.windows == 0)
+    pictures = [overlay(image, labels, space, alpha=args.alpha), label_image(labels, space)]
+    if args.ids:
+        pictures.append(Image.fromarray(to_ids(labels, space)))
+    for target, picture in zip(targets, pictures, strict=True):
         _write(target, picture)
     print(f"{path} ({image.height}x{image.width}) -> {targets[0]}, {targets[1].name}")
     print(legend(labels, space), flush=True)
@@ -166,12 +201,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         model, space = load_model(args.checkpoint, device=choose_device(args.device))
-        args.out.mkdir(parents=True, exist_ok=True)
+        if args.ids:
+            to_ids(np.zeros((1, 1), int), space)  # rather now than at the first image
+        (args.out / "ids" if args.ids else args.out).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     failed = 0
-    for path, targets in zip(args.images, _targets(args.images, args.out), strict=True):
+    for path, targets in zip(args.images, _targets(args.images, args.out, ids=args.ids), strict=True):
         try:
             _do(path, targets, args, model, space)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: a full GPU

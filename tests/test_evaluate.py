@@ -162,12 +162,67 @@ def test_data_set_options_and_resolution_are_those_of_the_run(checkpoint, toys, 
     assert (values["images"], values["resolution"], values["instance_sizes"]) == (2, 1, {"car": 4.0})
 
 
+def test_one_image_size_is_that_of_the_run(checkpoint, tmp_path, capsys):
+    target = tmp_path / "scores.json"
+    arguments = ["--checkpoint", checkpoint(image_size=[16, 36]), "--dataset", "cityscapes"]
+    values = scores(arguments, target)
+    assert (values["image_size"], values["resolution"]) == ([16, 36], 1)
+    assert torch.tensor(values["matrix"]).sum() == 3 * 16 * 36  # the labels are resized too
+    assert values["instance_sizes"] == {"car": 8 * 12}  # the image's own: the benchmark's are of full images
+    assert "on cityscapes val at 16x36\n" in capsys.readouterr().out
+    values = scores([*arguments, "--resolution", "1"], target)
+    assert values["image_size"] is None
+    assert torch.tensor(values["matrix"]).sum() == 3 * 8 * 12
+    assert values["instance_sizes"] == {"car": CITYSCAPES_MEAN_SIZES["car"]}
+    assert (
+        scores(["--checkpoint", checkpoint(image_size=[0, 0]), *arguments[2:]], target)["image_size"] is None
+    )
+
+
 def test_multi_scale_means_the_papers_five_scales_with_mirror_images(checkpoint, tmp_path):
     target = tmp_path / "scores.json"
     arguments = ["--checkpoint", checkpoint(), "--dataset", "toy", "--multi-scale", "--json", str(target)]
     assert evaluate.main(arguments) == 0
     values = json.loads(target.read_text())
     assert (values["scales"], values["flip"]) == ([0.5, 0.75, 1.0, 1.5, 2.0], True)
+
+
+def scores(arguments, target):
+    assert evaluate.main([*arguments, "--json", str(target)]) == 0
+    return json.loads(target.read_text())
+
+
+def test_windows_of_the_command_line(checkpoint, tmp_path, capsys):
+    arguments, target = ["--checkpoint", checkpoint(), "--dataset", "toy"], tmp_path / "scores.json"
+    values = scores([*arguments, "--windows", "6", "--base-size", "24", "--combine", "exp"], target)
+    assert values["windows"] == {"side": 6, "base_size": 24, "stride": 4, "combine": "exp"}
+    assert values["scales"] == [1.0]
+    # Resizing smears red over one pixel more, and this model calls any red a car: 5 x 5 pixels for 4 x 4.
+    assert values["iou_by_class"]["car"] == pytest.approx(16 / 25)
+    assert "windows of 6 px, stride 4, long side 24 px, combined as exp" in capsys.readouterr().out
+    values = scores([*arguments, "--windows", "6", "--multi-scale"], target)
+    assert values["windows"] == {"side": 6, "base_size": 0, "stride": 4, "combine": "probability"}
+    assert (values["scales"], values["flip"]) == ([0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True)
+    assert scores(arguments, target)["windows"] is None
+
+
+def test_windows_and_scales_are_those_of_the_run(checkpoint, tmp_path):
+    target = tmp_path / "scores.json"
+    recipe = {"dataset": "toy", "windows": 6, "base_size": 24, "combine": "exp", "eval_scales": "0.5,1"}
+    arguments = ["--checkpoint", checkpoint(settings={"recipe": recipe})]
+    values = scores([*arguments, "--multi-scale"], target)
+    assert values["windows"] == {"side": 6, "base_size": 24, "stride": 4, "combine": "exp"}
+    assert values["scales"] == [0.5, 1.0]
+    values = scores([*arguments, "--windows", "9", "--combine", "probability"], target)
+    assert values["windows"] == {"side": 9, "base_size": 24, "stride": 6, "combine": "probability"}
+    values = scores([*arguments, "--windows", "0", "--multi-scale"], target)
+    assert (values["windows"], len(values["scales"])) == (None, 5)
+    # A run on whole images has the fields too, at values that nobody chose for it.
+    arguments = ["--checkpoint", checkpoint(settings={"recipe": recipe | {"windows": 0}})]
+    assert scores([*arguments, "--multi-scale"], target)["scales"] == [0.5, 1.0]
+    values = scores([*arguments, "--windows", "9", "--multi-scale"], target)
+    assert values["windows"] == {"side": 9, "base_size": 0, "stride": 6, "combine": "probability"}
+    assert len(values["scales"]) == 6
 
 
 def test_full_cityscapes_is_weighed_with_the_benchmarks_sizes(checkpoint, tmp_path):
@@ -184,6 +239,31 @@ def test_a_set_without_instances_is_scored_without_iiou(checkpoint, tmp_path):
     assert json.loads(target.read_text())["iiou"] is None
 
 
+def named(name, classes):
+    """A data set's opener and a checkpoint's changes for the toy images in a space of that name."""
+    space = LabelSpace(name, classes, SPACE.palette)
+    fields = {"name": name, "classes": list(classes), "palette": SPACE.palette}
+    return (lambda split, *, data_dir: Toy(split, space=space)), {"space": fields}
+
+
+def test_the_means_that_a_space_is_quoted_in_are_shown(checkpoint, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "scores.json"
+    for name, last in (("cityscapes20", "background"), ("pascal_context59", "sky")):
+        opener, changes = named(name, ("road", "car", last))
+        monkeypatch.setitem(data.DATASETS, "toy", opener)
+        values = scores(["--checkpoint", checkpoint(**changes), "--dataset", "toy"], target)
+        printed = capsys.readouterr().out
+        if name == "cityscapes20":
+            assert values["three_mious"] == {"iou20": 1.0, "iou19_official": 1.0, "iou19": 1.0}
+            assert values["sixty_class_miou"] is None
+            for row in ("20, with background", "19, background ignored", "19, on all pixels"):
+                assert f"\n- {row} " in printed
+        else:
+            assert values["three_mious"] is None
+            assert values["sixty_class_miou"] == pytest.approx(59 / 60)
+            assert "- 60, with 0 for background   98.33" in printed
+
+
 def test_wrong_input_ends_in_one_sentence(checkpoint, tmp_path, capsys):
     path = checkpoint()
     with_toy = ["--checkpoint", path, "--dataset", "toy"]
@@ -198,6 +278,11 @@ def test_wrong_input_ends_in_one_sentence(checkpoint, tmp_path, capsys):
     assert "'size' is not KEY=VALUE" in failure([*with_toy, "--option", "size"], capsys)
     assert "'x' is not a whole number of at least 1" in failure([*with_toy, "--limit", "x"], capsys)
     assert "-1 is not above 0" in failure([*with_toy, "--resolution", "-1"], capsys)
+    assert "'4.5' is not a whole number of pixels" in failure([*with_toy, "--windows", "4.5"], capsys)
+    for option in (["--base-size", "520"], ["--combine", "exp"]):
+        message = failure([*with_toy, *option], capsys)
+        assert f"{option[0]} is for sliding windows; give --windows N with it" in message
+    assert "invalid choice: 'mean'" in failure([*with_toy, "--windows", "4", "--combine", "mean"], capsys)
     assert "no device" in failure([*with_toy, "--device", "toaster"], capsys)
     assert "to write scores.json to" in failure(
         [*with_toy, "--json", str(tmp_path / "no" / "scores.json")], capsys

@@ -6,6 +6,8 @@ from torch import nn
 
 from segkit import models, predict
 from segkit.data.labels import LabelSpace
+from segkit.evaluation.inference import MULTI_SCALE
+from segkit.evaluation.windows import Windows
 
 SPACE = LabelSpace("toy", ("dark", "red", "blue"), ((30, 30, 30), (250, 20, 10), (10, 20, 240)))
 
@@ -29,6 +31,15 @@ class Nearest(nn.Module):
         if min(x.shape[-2:]) < self.minimum_size:
             raise ValueError(f"{x.shape[-2]}x{x.shape[-1]} is too small")
         return {"out": self.conv(x)}
+
+
+def nearest(resolution=1.0, size=None, windows=None, scales=MULTI_SCALE):
+    """The model with what `load_model` puts on it."""
+    model = Nearest(3)
+    model.image_mean, model.image_std = (0.0,) * 3, (1.0,) * 3
+    model.image_resolution, model.image_size = resolution, size
+    model.image_windows, model.image_scales = windows, scales
+    return model
 
 
 @pytest.fixture
@@ -152,8 +163,7 @@ def test_any_size_even_under_what_the_model_takes(checkpoint, tmp_path, size, ex
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (9, 14), (37, 23)])
 def test_any_size_for_a_model_that_takes_multiples_only(size):
-    model = Nearest(3)
-    model.image_mean, model.image_std, model.image_resolution = (0.0,) * 3, (1.0,) * 3, 1.0
+    model = nearest()
     model.size_divisor = 8
     for multi_scale in (False, True):
         labels = predict.segment(
@@ -166,14 +176,57 @@ def test_any_size_for_a_model_that_takes_multiples_only(size):
 
 
 def test_images_are_resized_as_the_training_images_were():
-    model = Nearest(3)
-    model.image_mean, model.image_std, model.image_resolution = (0.0,) * 3, (1.0,) * 3, 0.5
+    model = nearest(resolution=0.5)
     labels = predict.segment(model, picture().resize((56, 36), Image.Resampling.NEAREST))
     assert model.sizes == [(18, 28)]
     assert labels.shape == (36, 56)
     model.sizes.clear()
     predict.segment(model, picture().resize((56, 36)), multi_scale=True)
     assert model.sizes[::2] == [(9, 14), (14, 21), (18, 28), (27, 42), (36, 56)]
+
+
+def test_images_are_resized_to_the_one_size_of_training():
+    model = nearest(size=(18, 28))
+    labels = predict.segment(model, picture().resize((140, 27), Image.Resampling.NEAREST))
+    assert model.sizes == [(18, 28)]
+    truth = np.array(Image.fromarray(TRUTH).resize((140, 27), Image.Resampling.NEAREST))
+    assert labels.shape == (27, 140)
+    assert (labels.numpy() == truth).mean() > 0.95  # a stripe along the borders is mixed
+    model = nearest(size=(4, 12), scales=(1.0, 3.0))  # enlarged to what the model takes, as small images are
+    labels = predict.segment(model, Image.new("RGB", (9, 5), SPACE.palette[2]), multi_scale=True)
+    assert model.sizes[::2] == [(8, 24), (12, 36)]
+    assert labels.shape == (5, 9) and (labels == 2).all()
+
+
+def test_images_are_seen_in_the_windows_of_training():
+    big = picture().resize((56, 36), Image.Resampling.NEAREST)
+    model = nearest(windows=Windows(side=8, base_size=28, combine="exp"), scales=(0.5, 1.0))
+    labels = predict.segment(model, big)  # long side 28, short side 18: windows at 0, 5, 10 and to 20
+    assert model.sizes == [(8, 8)] * 4  # four at a time
+    assert labels.shape == (36, 56)
+    truth = np.array(Image.fromarray(TRUTH).resize((56, 36), Image.Resampling.NEAREST))
+    assert (labels.numpy() == truth).mean() > 0.9
+    model.sizes.clear()
+    predict.segment(model, big, multi_scale=True)  # long side 14, short side 9: 2 x 3 windows; and mirrored
+    assert model.sizes == [(8, 8)] * (2 * 2 + 2 * 4)
+    model.sizes.clear()
+    predict.segment(model, big, multi_scale=True, whole=True)
+    assert len(model.sizes) == 2 * len(MULTI_SCALE) and (36, 56) in model.sizes
+
+
+def test_windows_of_the_command(checkpoint, tmp_path, monkeypatch):
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"settings": {"recipe": {"windows": 8, "base_size": 0}}}, checkpoint)
+    shapes = []
+    forward = Nearest.forward
+    monkeypatch.setattr(Nearest, "forward", lambda self, x: shapes.append(x.shape[-2:]) or forward(self, x))
+    picture().save(tmp_path / "photo.png")
+    arguments = [str(tmp_path / "photo.png"), "--checkpoint", checkpoint, "--out", str(tmp_path)]
+    for extra, shape in (([], (8, 8)), (["--windows", "0"], (9, 14))):
+        shapes.clear()
+        assert predict.main([*arguments, *extra]) == 0
+        assert set(shapes) == {shape}
+        assert (labels_of(tmp_path / "photo_labels.png") == TRUTH).all()
 
 
 def test_a_broken_image_does_not_stop_the_others(checkpoint, tmp_path, capsys):
@@ -223,6 +276,7 @@ def test_images_of_one_name_get_files_of_their_own(checkpoint, tmp_path):
         (["x.png", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
         (["x.png", "--checkpoint", "CHECKPOINT", "--alpha", "2"], "2 is not between 0 and 1"),
         (["x.png", "--checkpoint", "CHECKPOINT", "--device", "toaster"], "toaster"),
+        (["x.png", "--checkpoint", "CHECKPOINT", "--windows", "480"], "invalid choice: 480 (choose from"),
         (["x.png", "--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT"], "final.pt"),
     ],
 )

@@ -1,6 +1,7 @@
-"""Scores, multi-scale inference and exact batch-norm statistics."""
+"""Scores, multi-scale inference, whole or in sliding windows, and exact batch-norm statistics."""
 
 from segkit.evaluation.batchnorm import exact_statistics
+from segkit.evaluation.boundary import TrimapIoU
 from segkit.evaluation.inference import (
     MULTI_SCALE,
     Evaluation,
@@ -15,16 +16,26 @@ from segkit.evaluation.metrics import (
     REDUCED_WITHOUT,
     ConfusionMatrix,
     InstanceIoU,
+    MeanIoUs,
+    ObjectAreas,
     reduced_miou,
+    sixty_class_miou,
+    three_mious,
 )
+from segkit.evaluation.windows import FASTFCN_SCALES, Windows
 
 __all__ = [
     "CITYSCAPES_MEAN_SIZES",
+    "FASTFCN_SCALES",
     "MULTI_SCALE",
     "REDUCED_WITHOUT",
     "ConfusionMatrix",
     "Evaluation",
     "InstanceIoU",
+    "MeanIoUs",
+    "ObjectAreas",
+    "TrimapIoU",
+    "Windows",
     "evaluate",
     "evaluation_mode",
     "exact_statistics",
@@ -32,4 +43,6 @@ __all__ = [
     "predict",
     "read_checkpoint",
     "reduced_miou",
+    "sixty_class_miou",
+    "three_mious",
 ]

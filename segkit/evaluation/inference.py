@@ -1,4 +1,7 @@
-"""From a trained model to predictions and figures: multi-scale inference, evaluation, checkpoints."""
+"""From a trained model to predictions and figures: multi-scale inference, evaluation, checkpoints.
+
+Inference in sliding windows is in `segkit.evaluation.windows`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit import models
-from segkit.data.labels import LabelSpace
+from segkit.data.labels import CITYSCAPES20, PASCAL_CONTEXT59, LabelSpace
 from segkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
-from segkit.evaluation.metrics import ConfusionMatrix, InstanceIoU, reduce_over_ranks, reduced_miou
+from segkit.evaluation.metrics import (
+    ConfusionMatrix,
+    InstanceIoU,
+    MeanIoUs,
+    reduce_over_ranks,
+    reduced_miou,
+    sixty_class_miou,
+    three_mious,
+)
+from segkit.evaluation.windows import FASTFCN_SCALES, Windows, sliding_scores
 
 # "MS" in the tables of Ladder-DenseNet: five scales, each with its mirror image (Sec. 6.1).
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.5, 2.0)
@@ -43,6 +56,7 @@ class Evaluation:
         images: how many images these are.
         scales: rescaling factors whose predictions were averaged.
         flip: whether mirror images took part too.
+        windows: the sliding windows in which the images were seen; None: each as a whole.
     """
 
     space: LabelSpace
@@ -58,11 +72,24 @@ class Evaluation:
     images: int
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    windows: Windows | None = None
 
     @property
     def reduced_miou(self) -> float | None:
         """Mean IoU without truck, bus and train (RegSeg paper, Sec. 4.3); None where the space lacks them."""
         return reduced_miou(self.iou, self.space.classes)
+
+    @property
+    def three_mious(self) -> MeanIoUs | None:
+        """The three readings of "mIoU" with Cityscapes' 20 classes (DenseASPP report); None elsewhere."""
+        if self.space.name != CITYSCAPES20.name:
+            return None
+        return three_mious(self.matrix, background=self.space.classes.index("background"))
+
+    @property
+    def sixty_class_miou(self) -> float | None:
+        """`miou` * 59/60, as in FastFCN's Table 3, with Pascal Context's 59 classes; None elsewhere."""
+        return sixty_class_miou(self.miou) if self.space.name == PASCAL_CONTEXT59.name else None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with None for NaN; `iou_by_class` names the matrix's rows."""
@@ -71,8 +98,11 @@ class Evaluation:
             "space": self.space.name,
             "scales": list(self.scales),
             "flip": self.flip,
+            "windows": self.windows.as_dict() if self.windows else None,
             "miou": _plain(self.miou),
             "reduced_miou": _plain(self.reduced_miou),
+            "three_mious": _plain_dict(three._asdict().items()) if (three := self.three_mious) else None,
+            "sixty_class_miou": _plain(self.sixty_class_miou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "category_iou": _plain(self.category_iou),
             "iiou": _plain(self.iiou),
@@ -92,6 +122,12 @@ class Evaluation:
             rows.append((name, _percent(iou), iiou, _percent(part)))
         mean_iiou = "" if self.iiou is None else _percent(self.iiou)
         rows.append(("mean over classes", _percent(self.miou), mean_iiou, ""))
+        if three := self.three_mious:
+            rows.append(("- 20, with background", _percent(three.iou20), "", ""))
+            rows.append(("- 19, background ignored", _percent(three.iou19_official), "", ""))
+            rows.append(("- 19, on all pixels", _percent(three.iou19), "", ""))
+        if self.sixty_class_miou is not None:
+            rows.append(("- 60, with 0 for background", _percent(self.sixty_class_miou), "", ""))
         rows += [(f"category {name}", _percent(iou), "", "") for name, iou in self.category_ious.items()]
         if self.category_iou is not None:
             rows.append(("mean over categories", _percent(self.category_iou), "", ""))
@@ -106,7 +142,8 @@ class Evaluation:
         title = (
             f"{self.images} image{'s' * (self.images != 1)}, scale{'s' * (len(self.scales) != 1)} {scales}"
         )
-        title += f"{' with mirror images' if self.flip else ''}; all figures in percent"
+        title += f"{' with mirror images' if self.flip else ''}"
+        title += f"; {self.windows}" * (self.windows is not None) + "; all figures in percent"
         return "\n".join([title, "", lines[0], rule, *lines[1:mean], rule, *lines[mean:]])
 
     __str__ = table
@@ -126,7 +163,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    windows: Windows | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Tensor:
     """Predicts the class probabilities of each pixel.
 
@@ -144,6 +188,11 @@ def predict(
         images: normalized, float (B, 3, H, W), on the model's device.
         scales: rescaling factors; `MULTI_SCALE` is the paper's.
         flip: also predict the mirror image of each scale.
+        windows: show the model square windows of the images, and combine their scores as these say; None
+            shows it whole images.
+        mean: with which the images were normalized, see `evaluate`; windows are filled up with black, which
+            normalization turns into -mean / std.
+        std: the same for the standard deviation.
 
     Returns:
         Probabilities, float32 (B, C, H, W).
@@ -162,6 +211,12 @@ def predict(
     size = images.shape[-2:]
     total: Tensor | None = None
     with evaluation_mode(model):
+        if windows is not None:
+            mean, std = _normalization(model, mean, std)
+            black = [-m / s for m, s in zip(mean, std, strict=True)]
+            return sliding_scores(
+                partial(_logits, model), images, windows, scales=scales, flip=flip, black=black
+            )
         for scale in scales:
             scaled_size = [max(1, round(side * scale)) for side in size]
             scaled = images
@@ -188,6 +243,15 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)["out"][..., :height, :width]
 
 
+def _normalization(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation as given, else the model's own, else ImageNet's."""
+    mean = getattr(model, "image_mean", IMAGENET_MEAN) if mean is None else mean
+    std = getattr(model, "image_std", IMAGENET_STD) if std is None else std
+    return mean, std
+
+
 def evaluate(
     model: nn.Module,
     dataset: Any,
@@ -195,6 +259,7 @@ def evaluate(
     device: torch.device | str | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    windows: Windows | None = None,
     limit: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -213,6 +278,7 @@ def evaluate(
         device: where to run; the model is moved there. By default where the model is.
         scales: see `predict`.
         flip: see `predict`.
+        windows: see `predict`.
         limit: only the first so many images; None or 0 for all.
         rank: this process takes every `world_size`-th image, from this one on.
         world_size: number of processes; the counts are added up, and all of them return the same.
@@ -246,8 +312,7 @@ def evaluate(
         model = model.module  # its forward talks to the other ranks, which may hold fewer images
     device = _device(model) if device is None else torch.device(device)
     model.to(device)
-    mean = getattr(model, "image_mean", IMAGENET_MEAN) if mean is None else mean
-    std = getattr(model, "image_std", IMAGENET_STD) if std is None else std
+    mean, std = _normalization(model, mean, std)
     if instance_sizes is not None:
         names = [space.classes[c] for c in space.instance_classes]
         if missing := [name for name in names if name not in instance_sizes]:
@@ -264,7 +329,10 @@ def evaluate(
             # Only around the model: what inference mode makes, such as moved weights, cannot be trained on.
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda")
             with torch.inference_mode(), autocast:
-                probabilities = predict(model, normalize(image, mean=mean, std=std), scales=scales, flip=flip)
+                image = normalize(image, mean=mean, std=std)
+                probabilities = predict(
+                    model, image, scales=scales, flip=flip, windows=windows, mean=mean, std=std
+                )
             if probabilities.shape[1] != space.num_classes:
                 raise ValueError(
                     f"the model predicts {probabilities.shape[1]} classes, but the data set's "
@@ -286,16 +354,15 @@ def evaluate(
         instance_iou.all_reduce()
         # A rank that got no image does not know whether there are instances.
         with_instances = bool(reduce_over_ranks(torch.tensor(int(with_instances)), "MAX"))
-    return _scores(space, confusion, instance_iou if with_instances else None, images, scales, flip)
+    how = {"images": images, "scales": tuple(scales), "flip": flip, "windows": windows}
+    return _scores(space, confusion, instance_iou if with_instances else None, **how)
 
 
 def _scores(
     space: LabelSpace,
     confusion: ConfusionMatrix,
     instance_iou: InstanceIoU | None,
-    images: int,
-    scales: Sequence[float],
-    flip: bool,
+    **how: Any,
 ) -> Evaluation:
     category_ious = confusion.category_iou(space.categories)
     iious = sizes = torch.zeros(0)
@@ -314,9 +381,7 @@ def _scores(
         iious=dict(zip(names, iious.tolist(), strict=True)),
         iiou=iious.nanmean().item() if names else None,
         instance_sizes=dict(zip(names, sizes.tolist(), strict=True)),
-        images=images,
-        scales=tuple(scales),
-        flip=flip,
+        **how,
     )
 
 
@@ -361,8 +426,10 @@ def load_model(
     """Builds the model of a checkpoint which training wrote.
 
     What it expects of its images comes along as attributes: `image_mean` and `image_std` (each red, green,
-    blue, of pixels in [0, 1]), which `evaluate` uses, and `image_resolution`, the factor by which images of
-    the data set were resized before training.
+    blue, of pixels in [0, 1]), which `evaluate` uses; `image_resolution`, the factor by which images of the
+    data set were resized before training, or `image_size`, the (H, W) that they were all resized to (None:
+    they were not); `image_windows`, the windows in which it was measured while training (None: whole images);
+    `image_scales`, those that its recipe has for several, else `MULTI_SCALE` or, in windows, FastFCN's.
 
     Args:
         path: the checkpoint file.
@@ -397,7 +464,21 @@ def load_model(
         ) from error
     model.image_mean, model.image_std = tuple(state["mean"]), tuple(state["std"])
     model.image_resolution = float(state.get("resolution", 1.0))
+    size = tuple(state.get("image_size", (0, 0)))
+    model.image_size = size if any(size) else None
+    model.image_windows, model.image_scales = _measured(state.get("settings", {}).get("recipe", {}))
     return model.to(device).eval(), space
+
+
+def _measured(recipe: Mapping[str, Any]) -> tuple[Windows | None, tuple[float, ...]]:
+    """The windows and the scales of a recipe, which a checkpoint need not have."""
+    windows = None
+    if side := recipe.get("windows", 0):
+        base_size, combine = recipe.get("base_size", 0), recipe.get("combine", Windows.combine)
+        windows = Windows(side=side, base_size=base_size, combine=combine)
+    if "eval_scales" in recipe:
+        return windows, tuple(float(scale) for scale in recipe["eval_scales"].split(","))
+    return windows, FASTFCN_SCALES if windows else MULTI_SCALE
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -7,11 +7,13 @@ per-image scores is a different, noisier number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from segkit.models.blocks import check_classes
 
 # Mean size in pixels of one instance of each class on 1024x2048 images: the constants which the Cityscapes
 # benchmark weights instances with. They only suit images of that size.
@@ -73,6 +75,99 @@ def reduced_miou(
     return iou.cpu()[kept].nanmean().item()
 
 
+class MeanIoUs(NamedTuple):
+    """Three figures that are all called mIoU where one class of C is "background"; see `three_mious`.
+
+    Args:
+        iou20: of all C classes, background among them (20 on Cityscapes).
+        iou19_official: of the others, on pixels that truly are one of them; what the benchmark's script does.
+        iou19: of the others, on all pixels.
+    """
+
+    iou20: float
+    iou19_official: float
+    iou19: float
+
+
+def three_mious(matrix: Tensor, background: int = 19) -> MeanIoUs:
+    """The mean IoU with and without a background class, from one confusion matrix of a whole set.
+
+    The DenseASPP report maps Cityscapes' 35 labels to 20 classes, one of them background (Sec. 3), and does
+    not say which mean its mIoU is: `iou20` is likely. The benchmark ignores those pixels:
+    `iou19_official` drops them, so that what is predicted there is no mistake; a class taken for background
+    stays one. `iou19` counts what is predicted there as false positives, too.
+
+    What holds for every matrix where they are numbers: `iou19_official` >= `iou19`, as it lacks some false
+    positives and nothing else, and a class that is predicted on background alone, which has IoU 0 in
+    `iou19`, is not in it. They are equal where nothing but background is predicted on background. With every
+    class present `iou20` lies between `iou19` and the background's own IoU, so that a good background raises
+    it, perhaps above both. Which one is the largest therefore depends on the data; only this order is fixed.
+
+    Args:
+        matrix: pixel counts (C, C), rows true and columns predicted, as `ConfusionMatrix.matrix` gives them.
+        background: the background's class; 19 keeps the train ids of Cityscapes (chosen, the report is
+            silent).
+
+    Returns:
+        Fractions in [0, 1]. A class that occurs neither in the truth nor in the prediction is left out of a
+        mean; one without classes is NaN.
+
+    Raises:
+        ValueError: if the matrix is not square or has negative counts, or there is no such class.
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(
+            f"a confusion matrix is (C, C), rows true and columns predicted, not {_shape(matrix)}"
+        )
+    if not 0 <= background < len(matrix):
+        raise ValueError(
+            f"background={background} is none of the classes 0 … {len(matrix) - 1}; give the class of all "
+            "pixels that belong to no other"
+        )
+    counts = matrix.cpu().double()
+    if not (counts >= 0).all():
+        raise ValueError("a confusion matrix holds numbers of pixels; some of these are negative or NaN")
+    others = torch.arange(len(counts)) != background
+    labeled = counts.clone()
+    labeled[background] = 0  # the benchmark ignores these pixels, whatever is predicted there
+    iou = _iou(counts)
+    return MeanIoUs(
+        iou20=iou.nanmean().item(),
+        iou19_official=_iou(labeled)[others].nanmean().item(),
+        iou19=iou[others].nanmean().item(),
+    )
+
+
+def sixty_class_miou(miou59: float) -> float:
+    """The mIoU on PASCAL-Context's 60 classes as FastFCN has it: that of 59, with 0 for background.
+
+    The paper says that it measures on 60 classes (Sec. 4.3), but its figures are those of 59 times 59/60:
+    52.10 becomes 51.23 and 54.03 becomes 53.13. Nothing is predicted as background.
+
+    Args:
+        miou59: mean IoU over the 59 classes, a fraction or in percent.
+
+    Returns:
+        The mean over 60, in the same unit.
+
+    Raises:
+        ValueError: if it is outside 0 … 100.
+    """
+    if not 0 <= miou59 <= 100:
+        raise ValueError(f"miou59={miou59!r} is no mean IoU: give a fraction, or percent from 0 to 100")
+    return miou59 * 59 / 60
+
+
+def _iou(counts: Tensor) -> Tensor:
+    """IoU of each class from float64 counts (C, C); NaN for a class that occurs nowhere."""
+    true_positives = counts.diagonal()
+    return true_positives / (counts.sum(0) + counts.sum(1) - true_positives)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
 class ConfusionMatrix:
     """Counts of pixels by true and predicted class, and the scores that follow from them.
 
@@ -81,14 +176,15 @@ class ConfusionMatrix:
         ignore_index: label of the pixels that are left out, whatever is predicted there.
         device: where the counts live; give the device of the predictions. On a GPU `update` never waits for
             it: a value out of range is then reported when the scores are read, on the CPU at once.
+
+    Raises:
+        ValueError: if `num_classes` is no integer of at least 1.
     """
 
     def __init__(
         self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str | None = None
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; there has to be at least one class")
-        self.num_classes = num_classes
+        self.num_classes = num_classes = check_classes(num_classes)
         self.ignore_index = ignore_index
         # One bin for each (true, predicted) pair, and a last one that takes what is ignored.
         self._counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
@@ -151,9 +247,7 @@ class ConfusionMatrix:
         NaN for a class that occurs neither in the truth nor in the prediction: it is neither right nor wrong,
         and is left out of means. A class that is predicted but never true has IoU 0 and counts.
         """
-        matrix = self.matrix.cpu().double()
-        true_positives = matrix.diagonal()
-        return true_positives / (matrix.sum(0) + matrix.sum(1) - true_positives)
+        return _iou(self.matrix.cpu().double())
 
     def miou(self) -> float:
         """Mean IoU over the classes which occur in the truth or the prediction."""
@@ -277,6 +371,90 @@ class InstanceIoU:
         size = self.mean_sizes.nan_to_num(0.0)
         # iTP + iFN = mean size * number of instances.
         return size * found / (size * number + false_positives)
+
+
+class ObjectAreas:
+    """Areas of single objects by class, to set their median beside a class's IoU ("class-size effect").
+
+    An instance is one object, in however many pieces it is seen. Elsewhere, and in sets without instances, an
+    object is a region: all pixels of one class that hang together by their sides. So a row of parked cars
+    without instance ids is one object, and a road that a pole divides is two.
+
+    Args:
+        num_classes: number of classes C.
+        ignore_index: label of the pixels that belong to no object.
+
+    Raises:
+        ValueError: if `num_classes` is no integer of at least 1.
+    """
+
+    def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
+        self.num_classes, self.ignore_index = check_classes(num_classes), ignore_index
+        self._areas: list[list[Tensor]] = [[] for _ in range(self.num_classes)]
+
+    def update(self, labels: Tensor, instances: Tensor | None = None) -> None:
+        """Adds images.
+
+        Args:
+            labels: integers (B, H, W) in 0 … C-1, or `ignore_index`.
+            instances: integers (B, H, W), see `InstanceIoU.update`; None where there are none.
+
+        Raises:
+            ValueError: if the shapes differ, or a label is out of range.
+        """
+        if labels.ndim != 3 or (instances is not None and instances.shape != labels.shape):
+            found = "" if instances is None else f", instances {_shape(instances)}"
+            raise ValueError(f"labels {_shape(labels)}{found}: both have to be one (B, H, W)")
+        labels = _plain(labels).long().cpu()
+        outside = labels[(labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))]
+        if len(outside):
+            raise ValueError(
+                f"the labels contain {outside[0]}; the classes are 0 … {self.num_classes - 1}, and pixels "
+                f"labeled {self.ignore_index} are ignored"
+            )
+        ids = torch.zeros_like(labels) if instances is None else _plain(instances).long().cpu()
+        for truth, number in zip(labels, ids, strict=True):
+            counted, single = truth != self.ignore_index, number >= FIRST_INSTANCE_ID
+            pieces = _regions(truth.where(counted & ~single, -1))  # (H, W)
+            # Numbers of regions begin at 0, so those of instances, an id and a class, are put below.
+            objects = torch.where(single, -1 - (number * self.num_classes + truth), pieces)[counted]
+            _, which, areas = objects.unique(return_inverse=True, return_counts=True)
+            classes = torch.empty_like(areas).scatter_(0, which, truth[counted])
+            for c in classes.unique().tolist():
+                self._areas[c].append(areas[classes == c])
+
+    def areas(self, number: int) -> Tensor:
+        """Areas of the objects of a class in pixels, int64, in no particular order."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._areas[number]])
+
+    @property
+    def medians(self) -> Tensor:
+        """Median area of each class's objects in pixels, float64 (C,); NaN where it has none."""
+        return torch.stack(
+            [
+                self.areas(c).double().quantile(0.5)
+                if found
+                else torch.tensor(torch.nan, dtype=torch.float64)
+                for c, found in enumerate(self._areas)
+            ]
+        )
+
+
+def _regions(values: Tensor) -> Tensor:
+    """For each pixel of a map (H, W) the lowest pixel number of the region of equal values that it is in."""
+    numbers = torch.arange(values.numel()).view(values.shape)
+    same_row, same_column = values[:, 1:] == values[:, :-1], values[1:] == values[:-1]
+    one = torch.cat([numbers[:, :-1][same_row], numbers[:-1][same_column]])
+    other = torch.cat([numbers[:, 1:][same_row], numbers[1:][same_column]])
+    root = numbers.flatten()
+    while True:
+        # Where two neighbors have different roots, the higher one's root is hung below the lower one.
+        low, high = torch.minimum(root[one], root[other]), torch.maximum(root[one], root[other])
+        if torch.equal(low, high):
+            return root.view(values.shape)
+        root = root.scatter_reduce(0, high, low, "amin")
+        while not torch.equal(root, above := root[root]):
+            root = above
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -11,9 +11,12 @@ from torch import nn
 from torchvision import tv_tensors
 
 from segkit import models
-from segkit.data.labels import LabelSpace
+from segkit.data.labels import CITYSCAPES20, PASCAL_CONTEXT59, LabelSpace
 from segkit.evaluation.batchnorm import exact_statistics
+from segkit.evaluation.boundary import TrimapIoU
 from segkit.evaluation.inference import MULTI_SCALE, evaluate, load_model, predict, read_checkpoint
+from segkit.evaluation.metrics import three_mious
+from segkit.evaluation.windows import FASTFCN_SCALES, Windows
 
 SPACE = LabelSpace(
     name="toy",
@@ -288,6 +291,59 @@ def test_evaluate_passes_scales_on():
     assert (result.scales, result.flip) == (MULTI_SCALE, True)
 
 
+@pytest.mark.parametrize("combine", ["probability", "exp"])
+def test_a_model_that_looks_at_each_pixel_alone_gets_the_same_scores_in_windows(combine):
+    windows = Windows(side=4, base_size=0, combine=combine)
+    result = evaluate(Painter(), Toy(), windows=windows)
+    assert torch.equal(result.matrix, by_hand(Toy()))
+    assert result.windows == windows
+
+
+def test_evaluate_in_windows_fills_up_with_the_given_normalizations_black():
+    seen = []
+    model = Painter()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    windows = Windows(side=16, base_size=0)
+    evaluate(model, Toy(1), windows=windows, mean=(0.2, 0.4, 0.6), std=(0.5, 0.5, 0.5))
+    assert [tuple(x.shape) for x in seen] == [(1, 3, 16, 16)]
+    assert seen[0][0, :, -1, -1].tolist() == pytest.approx([-0.4, -0.8, -1.2])
+
+
+def test_windows_take_what_the_model_takes():
+    """Windows whose side the model cannot divide are padded for it once more, as whole images are."""
+    model = Divided(Painter())
+    assert torch.equal(evaluate(model, Toy(), windows=Windows(side=5, base_size=0)).matrix, by_hand(Toy()))
+    assert set(model.sizes) == {(8, 8)}
+
+
+def test_the_record_of_an_evaluation_says_whether_it_slid_windows():
+    whole, slid = evaluate(Painter(), Toy(1)), evaluate(Painter(), Toy(1), windows=Windows(side=9))
+    assert whole.as_dict()["windows"] is None and "windows" not in str(whole)
+    assert slid.as_dict()["windows"] == {
+        "side": 9,
+        "base_size": 520,
+        "stride": 6,
+        "combine": "probability",
+    }
+    assert json.loads(json.dumps(slid.as_dict())) == slid.as_dict()
+    assert "1 image, scale 1; windows of 9 px, stride 6, long side 520 px" in str(slid)
+    result = evaluate(
+        Painter(), Toy(1), windows=Windows(side=9, base_size=9), scales=FASTFCN_SCALES, flip=True
+    )
+    assert (result.scales, result.flip) == (FASTFCN_SCALES, True)
+
+
+def test_a_trimap_looks_at_an_evaluation_as_it_goes():
+    trimap = TrimapIoU(4, (1, 99))
+    result = evaluate(
+        Painter(),
+        Toy(),
+        on_image=lambda sample, prediction: trimap.update(prediction[None], sample["labels"][None]),
+    )
+    assert trimap.miou()[99] == result.miou
+    assert torch.equal(trimap.matrices[1], result.matrix)
+
+
 def test_evaluate_uses_the_normalization_of_the_model_or_the_given_one():
     model = Painter()
     assert evaluate(model, Toy(), mean=(9.0, 9.0, 9.0)).miou < evaluate(model, Toy()).miou
@@ -313,6 +369,10 @@ def test_a_gpu_gives_the_figures_of_the_cpu():
     expected, model = evaluate(Painter(), Toy()).as_dict(), Painter()
     for amp in (False, True):  # the colors are far enough apart for bfloat16
         assert evaluate(model, Toy(), device="cuda", amp=amp).as_dict() == expected
+        for combine in ("probability", "exp"):
+            windows = Windows(side=5, base_size=0, combine=combine)
+            slid = evaluate(model, Toy(), device="cuda", amp=amp, windows=windows, flip=True)
+            assert slid.matrix.tolist() == expected["matrix"]
     assert next(model.parameters()).is_cuda
 
 
@@ -356,6 +416,67 @@ def test_the_result_prints_and_goes_to_json():
     assert again["matrix"] == result.matrix.tolist()
 
 
+def painted(space):
+    """A set of one image in the colors of a space: class c in column c, but class 0 wherever c is odd."""
+
+    class Columns:
+        split = "val"
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            labels = torch.arange(space.num_classes, dtype=torch.uint8).expand(3, -1).clone()
+            colors = labels.where(labels % 2 == 0, torch.zeros_like(labels))
+            image = torch.tensor(space.palette, dtype=torch.uint8)[colors.long()].permute(2, 0, 1)
+            return {"image": tv_tensors.Image(image), "labels": tv_tensors.Mask(labels), "name": "columns"}
+
+    Columns.space = space
+    return Columns()
+
+
+def shown(result):
+    """The figures of a table's means, in percent, by name."""
+    lines = [line.rsplit(maxsplit=1) for line in result.table().splitlines()]
+    return {name.strip(): value for name, value in (line for line in lines if len(line) == 2)}
+
+
+def test_with_a_background_class_all_three_means_are_shown():
+    result = evaluate(Painter(CITYSCAPES20), painted(CITYSCAPES20))
+    three = result.three_mious
+    assert three == three_mious(result.matrix, background=19)
+    # 9 classes are right; road is taken for the 9 odd ones and, in the last reading, for background.
+    assert three == pytest.approx(((9 + 1 / 11) / 20, (9 + 1 / 10) / 19, (9 + 1 / 11) / 19))
+    assert three.iou20 == result.miou and result.sixty_class_miou is None
+    values = json.loads(json.dumps(result.as_dict()))
+    assert values["three_mious"] == three._asdict()
+    assert values["sixty_class_miou"] is None
+    rows = {"- 20, with background", "- 19, background ignored", "- 19, on all pixels"}
+    found = {name: value for name, value in shown(result).items() if name.startswith("- ")}
+    assert found.keys() == rows
+    assert list(found.values()) == [f"{100 * figure:.2f}" for figure in three]
+
+
+def test_on_pascal_context_the_papers_sixty_classes_are_shown():
+    result = evaluate(Painter(PASCAL_CONTEXT59), painted(PASCAL_CONTEXT59))
+    assert result.sixty_class_miou == pytest.approx(
+        (29 + 1 / 30) / 60
+    )  # 29 of the 30 even ones and the first
+    assert result.three_mious is None
+    values = json.loads(json.dumps(result.as_dict()))
+    assert values["sixty_class_miou"] == result.sixty_class_miou == pytest.approx(values["miou"] * 59 / 60)
+    assert values["three_mious"] is None
+    found = {name: value for name, value in shown(result).items() if name.startswith("- ")}
+    assert found == {"- 60, with 0 for background": f"{100 * result.sixty_class_miou:.2f}"}
+
+
+def test_other_spaces_have_one_mean():
+    result = evaluate(Painter(), Toy(1))
+    assert (result.three_mious, result.sixty_class_miou) == (None, None)
+    assert (result.as_dict()["three_mious"], result.as_dict()["sixty_class_miou"]) == (None, None)
+    assert not any(name.startswith("- ") for name in shown(result))
+
+
 def test_a_class_that_occurs_nowhere_prints_as_a_dash_and_is_none_in_json():
     class Ground(Toy):
         def __getitem__(self, index):
@@ -387,11 +508,21 @@ def _share(index, rank, folder):
         values = {}
         for limit in (5, 1):  # the second process has 2 images, and then none
             values[limit] = evaluate(Painter(), Toy(), limit=limit, rank=rank, world_size=2).as_dict()
+        trimap = TrimapIoU(4, (1, 2))
+        trimap.update(*_maps(rank))
+        trimap.all_reduce()
         layer = nn.BatchNorm2d(3)
         exact_statistics(layer, [images(4, 5, batch=2 + i) + i for i in range(rank, 3, 2)])
-        torch.save({"values": values, "layer": layer.state_dict()}, f"{folder}/{rank}.pt")
+        found = {"values": values, "layer": layer.state_dict(), "trimap": (trimap.matrices, trimap.share())}
+        torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def _maps(seed):
+    """Predictions and labels of two images."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 4, (2, 5, 3), generator=generator).repeat_interleave(4, 2) for _ in range(2)]
 
 
 def test_two_processes_give_the_figures_of_one(tmp_path, monkeypatch):
@@ -402,6 +533,9 @@ def test_two_processes_give_the_figures_of_one(tmp_path, monkeypatch):
         pass
     alone = nn.BatchNorm2d(3)
     exact_statistics(alone, [images(4, 5, batch=2 + i) + i for i in range(3)])
+    trimap = TrimapIoU(4, (1, 2))
+    for rank in range(2):
+        trimap.update(*_maps(rank))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for limit in (5, 1):
@@ -410,6 +544,8 @@ def test_two_processes_give_the_figures_of_one(tmp_path, monkeypatch):
                 assert found["values"][limit].pop(key) == pytest.approx(expected.pop(key), rel=1e-12)
             assert found["values"][limit] == expected
         torch.testing.assert_close(found["layer"], alone.state_dict())
+        matrices, share = found["trimap"]
+        assert torch.equal(matrices, trimap.matrices) and share == trimap.share()
 
 
 # load_model
@@ -465,8 +601,21 @@ def test_load_model_gives_back_what_was_saved(checkpoint):
         (0.2, 0.25, 0.3),
         0.5,
     )
+    assert (model.image_size, model.image_windows, model.image_scales) == (None, None, MULTI_SCALE)
     saved.eval()
     assert torch.equal(model(images(5, 6))["out"], saved(images(5, 6))["out"])
+
+
+def test_load_model_says_how_images_were_seen_in_training(checkpoint):
+    recipe = {"windows": 48, "base_size": 52, "combine": "exp", "eval_scales": "0.5, 1"}
+    model, _ = load_model(checkpoint(image_size=[24, 40], settings={"recipe": recipe})[0])
+    assert (model.image_size, model.image_scales) == ((24, 40), (0.5, 1.0))
+    assert model.image_windows == Windows(side=48, base_size=52, combine="exp")
+    whole = {"recipe": recipe | {"windows": 0}}
+    model, _ = load_model(checkpoint(image_size=[0, 0], settings=whole)[0])
+    assert (model.image_size, model.image_windows, model.image_scales) == (None, None, (0.5, 1.0))
+    model, _ = load_model(checkpoint(settings={"recipe": {"windows": 48}})[0])
+    assert (model.image_windows, model.image_scales) == (Windows(side=48, base_size=0), FASTFCN_SCALES)
 
 
 def test_load_model_names_a_missing_file_and_a_folder(tmp_path):

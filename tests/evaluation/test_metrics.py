@@ -11,7 +11,16 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision import tv_tensors
 
 from segkit.data.labels import CAMVID11, CITYSCAPES19
-from segkit.evaluation.metrics import REDUCED_WITHOUT, ConfusionMatrix, InstanceIoU, reduced_miou
+from segkit.evaluation.metrics import (
+    REDUCED_WITHOUT,
+    ConfusionMatrix,
+    InstanceIoU,
+    MeanIoUs,
+    ObjectAreas,
+    reduced_miou,
+    sixty_class_miou,
+    three_mious,
+)
 
 
 def counted(prediction, labels, num_classes=3):
@@ -76,6 +85,47 @@ def test_reduced_miou_is_of_spaces_with_these_classes():
         reduced_miou(torch.ones(2), ("road", "car", "sky"))
 
 
+@pytest.mark.parametrize("num_classes", [0, -1, 2.5, True])
+def test_a_number_of_classes_that_is_none(num_classes):
+    for kind in (ConfusionMatrix, ObjectAreas):
+        with pytest.raises(ValueError, match="an integer of at least 1 is needed"):
+            kind(num_classes)
+
+
+def test_three_mious_by_hand():
+    #                 to road, car, background
+    matrix = torch.tensor([[6, 1, 1], [0, 3, 1], [2, 0, 6]])
+    road, car, background = 6 / (6 + 2 + 2), 3 / (3 + 1 + 1), 6 / (6 + 2 + 2)
+    road_official = 6 / (6 + 2)  # the 2 background pixels that were called road are ignored; FN 2, FP 0
+    assert three_mious(matrix, background=2) == pytest.approx(
+        MeanIoUs((road + car + background) / 3, (road_official + car) / 2, (road + car) / 2)
+    )
+    turned = matrix[[2, 0, 1]][:, [2, 0, 1]]  # background first: the order of classes does not matter
+    assert three_mious(turned, background=0) == pytest.approx(three_mious(matrix, background=2))
+
+
+def test_three_mious_leave_out_classes_without_pixels():
+    # Class 1 occurs nowhere; class 2 is only predicted, and on background alone.
+    matrix = torch.tensor([[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2, 6]])
+    found = three_mious(matrix, background=3)
+    assert found == pytest.approx(MeanIoUs((1 + 0 + 6 / 8) / 3, 1.0, (1 + 0) / 2))
+    nothing_labeled = three_mious(torch.tensor([[0, 0], [3, 5]]), background=1)
+    assert math.isnan(nothing_labeled.iou19_official)
+    assert (nothing_labeled.iou20, nothing_labeled.iou19) == ((0 + 5 / 8) / 2, 0)
+    assert all(math.isnan(value) for value in three_mious(torch.zeros(20, 20)))
+    only_background = three_mious(torch.tensor([[7]]), background=0)
+    assert only_background.iou20 == 1 and math.isnan(only_background.iou19)
+
+
+def test_iou20_may_be_above_or_below_the_others():
+    errors = torch.tensor([[5, 3, 0], [3, 5, 0], [0, 0, 0]])
+    good, bad = errors.clone(), errors.clone()
+    good[2, 2] = 90
+    bad[2, 0] = bad[0, 2] = 9
+    assert three_mious(good, 2).iou20 > three_mious(good, 2).iou19_official == three_mious(good, 2).iou19
+    assert three_mious(bad, 2).iou20 < three_mious(bad, 2).iou19 < three_mious(bad, 2).iou19_official
+
+
 def images(num_classes):
     """Pairs of small label and prediction maps, many of whose classes occur nowhere."""
     shape = hnp.array_shapes(min_dims=3, max_dims=3, max_side=6)
@@ -86,6 +136,70 @@ def images(num_classes):
             hnp.arrays(np.int64, s, elements=prediction), hnp.arrays(np.uint8, s, elements=label)
         )
     )
+
+
+def confusions(num_classes):
+    """Confusion matrices with many zeros, so that classes are missing."""
+    count = st.one_of(st.just(0), st.integers(0, 9))
+    return hnp.arrays(np.int64, (num_classes, num_classes), elements=count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(confusions(4), st.integers(0, 3))
+def test_order_of_the_three_mious(counts, background):
+    found = three_mious(torch.from_numpy(counts), background)
+    assert all(math.isnan(value) or 0 <= value <= 1 for value in found)
+    if not math.isnan(found.iou19_official):
+        assert found.iou19_official >= found.iou19 - 1e-12
+    others = [c for c in range(4) if c != background]
+    if not counts[background, others].any() and not math.isnan(found.iou19_official):
+        assert found.iou19_official == pytest.approx(found.iou19)
+    own = counts[background].sum() + counts[:, background].sum() - counts[background, background]
+    if own and not math.isnan(found.iou19):
+        of_background = counts[background, background] / own
+        low, high = sorted((of_background, found.iou19))
+        assert low - 1e-12 <= found.iou20 <= high + 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(images(4), images(4))
+def test_the_official_mean_is_that_of_ignoring_background(one, other):
+    """Counted with background's pixels relabeled 255, and both images summed before they are divided."""
+    whole, ignoring = ConfusionMatrix(4), ConfusionMatrix(4)
+    for prediction, labels in (one, other):
+        whole.update(torch.from_numpy(prediction), torch.from_numpy(labels))
+        ignoring.update(torch.from_numpy(prediction), torch.from_numpy(np.where(labels == 3, 255, labels)))
+    found = three_mious(whole.matrix, background=3)
+    expected = ignoring.iou()[:3].nanmean().item()
+    assert found.iou19_official == pytest.approx(expected, nan_ok=True)
+    assert found.iou20 == pytest.approx(whole.miou(), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "background", "message"),
+    [
+        (torch.zeros(2, 3), 0, r"rows true and columns predicted, not \(2, 3\)"),
+        (torch.zeros(4), 0, r"not \(4,\)"),
+        (torch.zeros(19, 19), 19, "background=19 is none of the classes 0 … 18"),
+        (torch.zeros(3, 3), -1, "background=-1 is none"),
+        (-torch.ones(3, 3), 0, "some of these are negative or NaN"),
+        (torch.full((3, 3), math.nan), 0, "some of these are negative or NaN"),
+    ],
+)
+def test_three_mious_of_what_is_no_confusion_matrix(matrix, background, message):
+    with pytest.raises(ValueError, match=message):
+        three_mious(matrix, background)
+
+
+def test_sixty_classes_are_59_and_a_zero():
+    for of_59, of_60 in ((52.10, 51.23), (54.03, 53.13), (52.60, 51.72)):
+        assert round(sixty_class_miou(of_59), 2) == of_60
+    iou = torch.rand(59, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with_background = torch.cat([torch.zeros(1, dtype=torch.float64), iou])
+    assert sixty_class_miou(iou.mean().item()) == pytest.approx(with_background.mean().item())
+    for wrong in (-0.1, 101, math.nan):
+        with pytest.raises(ValueError, match="is no mean IoU"):
+            sixty_class_miou(wrong)
 
 
 @settings(max_examples=60, deadline=None)
@@ -299,3 +413,75 @@ def test_instance_iou_matches_weighting_pixel_by_pixel(prediction, labels, numbe
         value = instances.iou(matrix)[slot].item()
         total = itp + fp + ifn
         assert math.isnan(value) if total == 0 else value == pytest.approx(itp / total)
+
+
+def test_object_areas_by_hand():
+    #  two regions of class 0 (a diagonal does not join them), instances 24001 (in two pieces) and 24002 of
+    #  class 1, side by side, and a crowd of class 1; nothing of class 2
+    labels = torch.tensor([[[0, 1, 1, 1], [1, 0, 0, 255], [1, 1, 0, 255]]])
+    instances = torch.tensor([[[0, 24001, 24001, 24002], [24001, 0, 0, 0], [24, 24, 0, 29000]]])
+    objects = ObjectAreas(3)
+    objects.update(labels, instances)
+    assert sorted(objects.areas(0).tolist()) == [1, 3]
+    assert sorted(objects.areas(1).tolist()) == [1, 2, 3]
+    assert objects.medians[:2].tolist() == [2.0, 2.0]
+    assert objects.medians[2].isnan() and len(objects.areas(2)) == 0
+    objects.update(torch.zeros(1, 2, 5, dtype=torch.uint8))  # another size, and no instances
+    assert objects.medians[0] == 3.0
+
+
+def test_objects_do_not_go_on_in_the_next_image():
+    objects = ObjectAreas(2)
+    objects.update(torch.ones(2, 1, 3, dtype=torch.long), torch.full((2, 1, 3), 24000))
+    assert objects.areas(1).tolist() == [3, 3]
+    assert objects.areas(0).tolist() == []
+
+
+def regions_by_flooding(labels):
+    """Areas by class, found pixel by pixel."""
+    height, width = labels.shape
+    left, areas = set(itertools.product(range(height), range(width))), {}
+    while left:
+        start = left.pop()
+        edge, area = [start], 0
+        while edge:
+            y, x = edge.pop()
+            area += 1
+            for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if near in left and labels[near] == labels[start]:
+                    left.remove(near)
+                    edge.append(near)
+        areas.setdefault(int(labels[start]), []).append(area)
+    return areas
+
+
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 2)))
+def test_regions_match_flooding(labels):
+    objects = ObjectAreas(3)
+    objects.update(torch.from_numpy(labels)[None])
+    expected = regions_by_flooding(labels)
+    for c in range(3):
+        assert sorted(objects.areas(c).tolist()) == sorted(expected.get(c, []))
+        assert objects.medians[c].item() == pytest.approx(
+            float(np.median(expected[c])) if c in expected else math.nan, nan_ok=True
+        )
+
+
+def test_a_long_snake_is_one_region():
+    labels = torch.zeros(1, 40, 40, dtype=torch.long)
+    labels[:, 1::2] = 1
+    labels[:, 1::4, -1] = labels[:, 3::4, 0] = 0  # rows of class 0, joined at alternating ends
+    objects = ObjectAreas(2)
+    objects.update(labels)
+    assert objects.areas(0).tolist() == [(labels == 0).sum()]
+
+
+def test_object_areas_refuse_what_does_not_fit():
+    objects = ObjectAreas(3)
+    with pytest.raises(ValueError, match=r"labels \(1, 1, 2\), instances \(1, 1, 3\): both have to be one"):
+        objects.update(torch.zeros(1, 1, 2), torch.zeros(1, 1, 3))
+    with pytest.raises(ValueError, match=r"labels \(2, 3\): both have to be one"):
+        objects.update(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"the labels contain 3; the classes are 0 … 2, .* 255 are ignored"):
+        objects.update(torch.tensor([[[255, 3]]]))
