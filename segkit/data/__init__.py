@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segkit.data import camvid, cityscapes, folder
+from segkit.data import ade20k, camvid, cityscapes, folder, pascal_context
 from segkit.data.pairs import PairDataset, check_choice
 
 __all__ = ["DATASETS", "data_root", "load"]
@@ -100,11 +100,30 @@ def _folder(split: str, *, data_dir: Path | None) -> PairDataset:
     return folder.Folder(root, split)
 
 
+def pascal_context_root(data_dir: Path | None) -> Path:
+    """The folder of Pascal Context; nothing in it is opened. See :func:`locate`."""
+    markers, names = pascal_context.MARKERS, pascal_context.FOLDERS
+    return locate("Pascal Context", markers, names, data_dir, pascal_context.HOW_TO_GET)
+
+
+def _pascal_context(split: str, *, data_dir: Path | None) -> PairDataset:
+    return pascal_context.PascalContext(pascal_context_root(data_dir), split)
+
+
+def _ade20k(split: str, *, data_dir: Path | None) -> PairDataset:
+    markers = ("images/training", "images/validation", "annotations")
+    names = ("ade20k/ADEChallengeData2016", "ADEChallengeData2016", "ade20k")
+    root = locate("ADE20K", markers, names, data_dir, ade20k.HOW_TO_GET)
+    return ade20k.ADE20K(root, split)
+
+
 DATASETS: dict[str, Callable[..., PairDataset]] = {
     "streets": _streets,
     "cityscapes": _cityscapes,
     "camvid": _camvid,
     "folder": _folder,
+    "pascal_context": _pascal_context,
+    "ade20k": _ade20k,
 }
 """Openers by name; what `load` calls."""
 
@@ -120,7 +139,8 @@ def load(
     """Opens one split of a data set; every pair's headers are checked before it returns.
 
     Args:
-        name: "streets" (procedural, generated on first use), "cityscapes", "camvid" or "folder" (your own).
+        name: "streets" (procedural, generated on first use), "cityscapes", "camvid", "folder" (your own),
+            "pascal_context" or "ade20k".
         split: "train", "val" or "trainval"; "test" too where the set has one.
         data_dir: the set's folder or the one above it; None for `data_root()`.
         instances: give instance ids too (streets, cityscapes).

@@ -271,3 +271,79 @@ CAMVID11 = LabelSpace(
     ),
 )
 """The 11 classes of the SegNet split of CamVid; on disk 11 is void, here ignored (255)."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a text, between its commas."""
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+PASCAL_CONTEXT59 = LabelSpace(
+    name="pascal_context59",
+    classes=_names("""
+    aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car,
+    cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass,
+    ground, horse, keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road,
+    rock, sheep, shelves, sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor,
+    wall, water, window, wood
+"""),
+    palette=distinct_colors(59),
+)
+"""The 59 classes of Pascal Context (Mottaghi et al., CVPR 2014) in the order of their ids, which is that of
+the alphabet. On disk 0 is background, here ignored (255), and 1 to 59 are these. The colors are ours."""
+
+ADE20K150 = LabelSpace(
+    name="ade20k150",
+    classes=_names("""
+    wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person,
+    earth, door, table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea,
+    mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base,
+    box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator,
+    grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge,
+    bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, palm, kitchen
+    island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower,
+    chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
+    bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt,
+    canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle,
+    oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen,
+    blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate,
+    monitor, bulletin board, shower, radiator, glass, clock, flag
+"""),
+    palette=distinct_colors(150),
+)
+"""The 150 classes of SceneParse150 (Zhou et al., CVPR 2017), each with one of its names in objectInfo150.txt,
+in that file's order. On disk 0 is everything else, here ignored (255), and 1 to 150 are these. The colors are
+ours."""
+
+_OWN_IDS: dict[str, tuple[int, ...]] = {
+    CITYSCAPES19.name: tuple(
+        next(label.id for label in CITYSCAPES_LABELS if label.train_id == index) for index in range(19)
+    ),
+    PASCAL_CONTEXT59.name: tuple(range(1, 60)),
+    ADE20K150.name: tuple(range(1, 151)),
+}
+
+
+def to_ids(labels: object, space: LabelSpace) -> np.ndarray:
+    """Train ids as the numbers that the data set's own label files hold; what its servers want to see.
+
+    Args:
+        labels: (H, W) integers, numpy array or CPU tensor: train ids, such as an argmax.
+        space: what they mean; cityscapes19, pascal_context59 or ade20k150.
+
+    Returns:
+        uint8 (H, W): 7 for Cityscapes' road, train id + 1 for Pascal Context and ADE20K.
+
+    Raises:
+        ValueError: for another space, or a label that is none of its classes.
+    """
+    if space.name not in _OWN_IDS:
+        raise ValueError(
+            f"label space {space.name!r} has no other numbers than its train ids; {', '.join(_OWN_IDS)} have"
+        )
+    labels = np.asarray(labels)
+    if (wrong := (labels < 0) | (labels >= space.num_classes)).any():
+        raise ValueError(
+            f"label {labels[wrong].flat[0]} is no class of {space.name!r} (0 to {space.num_classes - 1})"
+        )
+    return np.array(_OWN_IDS[space.name], np.uint8)[labels]  # (H, W)

@@ -135,7 +135,7 @@ class PairDataset(Dataset):
             FileNotFoundError, ValueError: as `dataset[index]`, for the label file.
         """
         pair = self.pairs[index]
-        labels = self._looked_up(pair, _decode(pair.labels, "label file", LABEL_MODES))
+        labels = self._looked_up(pair, decode(pair.labels, "label file", LABEL_MODES))
         return tv_tensors.Mask(torch.from_numpy(labels))
 
     def verify(self, *, limit: int | None = None, workers: int | None = None) -> Summary:
@@ -188,7 +188,7 @@ class PairDataset(Dataset):
 
     def _read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Image uint8 (H, W, 3), train ids uint8 (H, W) and, if asked for, instance ids int32 (H, W)."""
-        image, values, *rest = (_decode(path, role, modes) for path, role, modes in self._files(pair))
+        image, values, *rest = (decode(path, role, modes) for path, role, modes in self._files(pair))
         paths = [path for path, *_ in self._files(pair)]
         _same_size({path: array.shape[:2] for path, array in zip(paths, (image, values, *rest), strict=True)})
         labels = self._looked_up(pair, values)
@@ -262,8 +262,21 @@ def _ends_well(path: Path, format: str | None) -> bool:
     return False
 
 
-def _decode(path: Path, role: str, modes: Sequence[str]) -> np.ndarray:
-    """uint8 (H, W, 3) for an image, (H, W) integers for a map."""
+def decode(path: Path, role: str, modes: Sequence[str]) -> np.ndarray:
+    """Reads one file whole, for loaders whose labels are no files of their own.
+
+    Args:
+        path: the file.
+        role: "image", "label file" or "instance file"; says what is given back, and is named in errors.
+        modes: Pillow's modes that will do, such as `IMAGE_MODES`.
+
+    Returns:
+        uint8 (H, W, 3) for an image, (H, W) integers for a map.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is damaged, or of another mode; says how to save it.
+    """
     try:
         with Image.open(path) as picture:
             _check_mode(path, role, picture.mode, modes)

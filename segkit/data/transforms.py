@@ -4,14 +4,16 @@ A sample is a dict as the data sets return it: "image" (`tv_tensors.Image`, uint
 (`tv_tensors.Mask`, uint8 (H, W)), perhaps "instances" (`InstanceMask`, int32 (H, W)), perhaps "point"
 (`tv_tensors.KeyPoints`, x and y of a place that the crop shall hold), and strings, which pass through.
 torchvision's own `transforms.v2` do the flip and the padding; ours are the rescaling, because torchvision has
-none that multiplies an image's own size by a random factor or draws its short side from a whole range, and
-the crop around a point.
+none that multiplies an image's own size by a random factor or draws its short side from a whole range, the
+crop around a point, padding on two sides up to a size, and Pillow's blur.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -260,6 +262,99 @@ def regseg_transform(
             v2.RandomHorizontalFlip(flip),
             RandAugment(rand_augment, rand_magnitude),
             v2.RandomCrop(tuple(crop), pad_if_needed=True, fill=fill),  # only pads: see RandomInnerCrop
+        ]
+    )
+
+
+class PadBelowAndRight(v2.Transform):
+    """Pads at the bottom and the right up to `size`: black, with label 255 and with instance 0.
+
+    An image that is as large or larger is left alone.
+
+    Args:
+        size: (H, W), pixels.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Finds how much is missing."""
+        height, width = F.get_size(flat_inputs[0])
+        return {"below": max(0, self.size[0] - height), "right": max(0, self.size[1] - width)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Pads one image or map."""
+        is_labels = isinstance(inpt, tv_tensors.Mask) and not isinstance(inpt, InstanceMask)
+        fill = IGNORED if is_labels else 0
+        return F.pad(inpt, [0, 0, params["right"], params["below"]], fill=fill)
+
+
+class RandomBlur(v2.Transform):
+    """Blurs an image with a Gaussian whose deviation is uniform in [0, 1) pixels; maps stay sharp.
+
+    It is Pillow's filter, as in FastFCN's authors' code: repeated box blurs, close to a Gaussian.
+
+    Args:
+        probability: of blurring at all.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws whether and how much; always two numbers, so that the stream does not depend on the first."""
+        chance, deviation = torch.rand(2).tolist()
+        return {"deviation": deviation if chance < self.probability else 0.0}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Blurs one image."""
+        if not isinstance(inpt, tv_tensors.Image) or not params["deviation"]:
+            return inpt
+        picture = Image.fromarray(inpt.permute(1, 2, 0).numpy())
+        picture = picture.filter(ImageFilter.GaussianBlur(params["deviation"]))
+        blurred = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (3, H, W)
+        return tv_tensors.wrap(blurred, like=inpt)
+
+
+def fastfcn_transform(
+    *,
+    crop: tuple[int, int],
+    short_side: tuple[int, int] = (260, 1040),
+    flip: float = 0.5,
+    blur: float = 0.5,
+) -> v2.Compose:
+    """The augmentation of FastFCN (Sec. 4.1), in the order of its authors' code.
+
+    Random flip; random short side; padding at the bottom and the right up to the crop; random crop; random
+    Gaussian blur, which the paper does not mention. "Scale from 0.5 to 2.0" is that of 520 pixels, whatever
+    the image's own size. Padding is black before normalization, and ignored. (The authors cut the long side
+    down to whole pixels; here it is rounded.)
+
+    Args:
+        crop: (H, W) of the result, pixels.
+        short_side: range of the short side that images are resized to, pixels, both ends included.
+        flip: probability of the left-right flip.
+        blur: probability of the blur.
+
+    Returns:
+        A transform from sample to sample; all its randomness comes from torch's global generator.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+    """
+    _check_crop_and_flip(crop, flip)
+    if not 0 <= blur <= 1:
+        raise ValueError(f"blur is a probability from 0 to 1, got {blur}")
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(flip),
+            RandomShortSide(short_side),
+            PadBelowAndRight(crop),
+            v2.RandomCrop(tuple(crop)),
+            RandomBlur(blur),
         ]
     )
 

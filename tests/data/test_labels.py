@@ -8,13 +8,16 @@ import torch
 from torchvision.datasets import Cityscapes
 
 from segkit.data.labels import (
+    ADE20K150,
     CAMVID11,
     CITYSCAPES19,
     CITYSCAPES20,
     CITYSCAPES_IDS,
     CITYSCAPES_LABELS,
+    PASCAL_CONTEXT59,
     LabelSpace,
     distinct_colors,
+    to_ids,
 )
 
 
@@ -93,3 +96,52 @@ def test_distinct_colors_are_distinct():
     colors = distinct_colors(60)
     assert len(set(colors)) == 60
     assert colors[:5] == distinct_colors(5)
+
+
+def test_pascal_context_has_59_classes_and_ade20k_150():
+    assert PASCAL_CONTEXT59.num_classes == 59 and len(set(PASCAL_CONTEXT59.palette)) == 59
+    assert PASCAL_CONTEXT59.classes[0] == "aeroplane" and PASCAL_CONTEXT59.classes[36] == "person"
+    assert ADE20K150.num_classes == 150 and len(set(ADE20K150.palette)) == 150
+    assert all(name == " ".join(name.split()) for name in ADE20K150.classes)
+
+
+@pytest.mark.parametrize(
+    ("index", "name"),
+    [
+        # Rows of the release's objectInfo150.txt, which counts from 1.
+        *((1, "wall"), (13, "person"), (21, "car"), (27, "sea"), (38, "bathtub"), (45, "chest of drawers")),
+        *(
+            (57, "pool table"),
+            (66, "toilet"),
+            (74, "kitchen island"),
+            (81, "bus"),
+            (90, "television receiver"),
+        ),
+        *((100, "buffet"), (110, "swimming pool"), (117, "minibike"), (124, "trade name"), (128, "bicycle")),
+        *((139, "ashcan"), (145, "bulletin board"), (150, "flag")),
+    ],
+)
+def test_ade20k_counts_its_classes_as_the_release_does(index, name):
+    assert ADE20K150.classes[index - 1] == name
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_train_ids_become_the_numbers_of_the_files(kind):
+    ids = to_ids(kind([[0, 18], [13, 2]]), CITYSCAPES19)
+    assert ids.dtype == np.uint8 and ids.tolist() == [[7, 33], [26, 11]]
+    assert to_ids(kind([[0, 149]]), ADE20K150).tolist() == [[1, 150]]
+    assert to_ids(kind([[0, 58]]), PASCAL_CONTEXT59).tolist() == [[1, 59]]
+    table = np.arange(19)[None]
+    assert [CITYSCAPES_IDS[int(id)] for id in to_ids(table, CITYSCAPES19)[0]] == list(range(19))
+
+
+@pytest.mark.parametrize("label", [-1, 150, 255])
+def test_a_label_that_is_no_class_has_no_number(label):
+    with pytest.raises(ValueError, match=rf"label {label} is no class of 'ade20k150' \(0 to 149\)"):
+        to_ids(np.array([[0, label]]), ADE20K150)
+
+
+@pytest.mark.parametrize("space", [CAMVID11, CITYSCAPES20])
+def test_a_space_without_other_numbers_is_refused(space):
+    with pytest.raises(ValueError, match=f"'{space.name}' has no other numbers.*cityscapes19"):
+        to_ids(np.zeros((1, 1), int), space)

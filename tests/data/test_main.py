@@ -67,6 +67,7 @@ def test_other_sets_are_checked_where_they_lie(tmp_path, make_cityscapes, make_f
         (["cityscapes", "--verify"], "cityscapes-dataset.com"),
         (["folder"], "classes.txt"),
         (["city"], "unknown data set 'city'.*'cityscapes'"),
+        (["pascal_context", "--convert"], "Pascal Context is not there: no trainval_merged.json"),
         (["folder", "--from", "pack.tar"], "--from is for camvid alone"),
         (["camvid", "--size", "8x8"], "no option 'size'"),
         (["streets", "--size", "0x128"], "0"),

@@ -1,9 +1,11 @@
 """Flip, rescale, crop and padding on image, labels and instances together; normalization."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -12,9 +14,12 @@ from segkit.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     InstanceMask,
+    PadBelowAndRight,
+    RandomBlur,
     RandomInnerCrop,
     RandomRescale,
     RandomShortSide,
+    fastfcn_transform,
     normalize,
     regseg_transform,
     training_transform,
@@ -340,3 +345,104 @@ def test_a_single_pixel_may_come_out():
 def test_bad_arguments_of_regsegs_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         regseg_transform(**{"crop": (8, 8), **options})
+
+
+def test_fastfcns_order_is_flip_resize_pad_crop_blur():
+    steps = fastfcn_transform(crop=(8, 8)).transforms
+    assert [type(step) for step in steps] == [
+        v2.RandomHorizontalFlip,
+        RandomShortSide,
+        PadBelowAndRight,
+        v2.RandomCrop,
+        RandomBlur,
+    ]
+    assert (steps[0].p, steps[1].short_side, steps[4].probability) == (0.5, (260, 1040), 0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_without_resizing_fastfcn_pads_black_below_and_at_the_right(size, crop, flip, seed):
+    torch.manual_seed(seed)
+    short = min(size)
+    transform = fastfcn_transform(crop=crop, short_side=(short, short), flip=float(flip), blur=0)
+    image, labels, instances = plain(transform(coded_sample(*size)))
+    assert image.shape == (3, *crop) and labels.shape == crop and instances.shape == crop
+    height, width = min(size[0], crop[0]), min(size[1], crop[1])
+    inside = torch.zeros(crop, dtype=torch.bool)
+    inside[:height, :width] = True
+    assert torch.equal(image[0][inside], labels[inside]) and (image[2][inside] == 7).all()
+    assert torch.equal(instances[inside], 1000 * image[0][inside].int() + image[1][inside].int())
+    steps = image[1, :height, :width].int().diff(dim=1)
+    assert (steps == (-1 if flip else 1)).all()
+    assert (image[:, ~inside] == 0).all()
+    assert (labels[~inside] == 255).all() and (instances[~inside] == 0).all()
+
+
+def test_fastfcns_crops_lie_everywhere_in_the_image():
+    transform, places = fastfcn_transform(crop=(6, 6), short_side=(8, 8), flip=0, blur=0), set()
+    torch.manual_seed(0)
+    for _ in range(300):
+        places.add(divmod(int(transform(coded_sample(8, 9))["instances"][0, 0]), 1000))
+    assert places == {(row, column) for row in range(3) for column in range(4)}
+
+
+def test_blur_is_pillows_and_leaves_labels_sharp():
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 12, 17), dtype=torch.uint8)
+    sample = {**coded_sample(12, 17), "image": tv_tensors.Image(image)}
+    torch.manual_seed(5)
+    _, deviation = torch.rand(2).tolist()
+    torch.manual_seed(5)
+    result = RandomBlur(1.0)(sample)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(deviation))
+    assert torch.equal(result["image"].permute(1, 2, 0), torch.from_numpy(np.array(picture)))
+    assert not torch.equal(result["image"], sample["image"])
+    assert type(result["image"]) is tv_tensors.Image and result["image"].dtype == torch.uint8
+    for key in ("labels", "instances"):
+        assert torch.equal(result[key], sample[key]) and type(result[key]) is type(sample[key])
+
+
+def test_blur_comes_as_often_as_told_and_up_to_a_pixel():
+    torch.manual_seed(0)
+    drawn = [RandomBlur(0.25).make_params([])["deviation"] for _ in range(2000)]
+    some = torch.tensor([deviation for deviation in drawn if deviation])
+    assert len(some) == pytest.approx(500, abs=80)  # deviation 19
+    assert some.min() > 0 and some.max() < 1 and some.mean() == pytest.approx(0.5, abs=0.06)
+    assert not any(RandomBlur(0.0).make_params([])["deviation"] for _ in range(50))
+
+
+def test_whether_there_is_a_blur_changes_nothing_else():
+    for seed in range(5):
+        found = []
+        for blur in (0.0, 1.0):
+            torch.manual_seed(seed)
+            sample = fastfcn_transform(crop=(9, 9), short_side=(6, 20), blur=blur)(coded_sample(12, 15))
+            found.append((sample["labels"], torch.rand(())))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_stream_of_fastfcn_is_the_same_in_every_version():
+    # Written down once: a change here would change every run that is resumed or repeated.
+    torch.manual_seed(0)
+    result = fastfcn_transform(crop=(6, 6), short_side=(10, 40))(coded_sample(20, 30))
+    assert result["instances"].tolist()[0] == [14017, 14016, 14016, 14015, 14015, 14014]
+    assert type(result["image"]) is tv_tensors.Image and result["name"] == "coded"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": (0, 8)}, "crop"),
+        ({"short_side": (10, 9)}, "short_side"),
+        ({"flip": 1.5}, "1.5"),
+        ({"blur": -0.1}, "blur is a probability from 0 to 1, got -0.1"),
+    ],
+)
+def test_bad_arguments_of_fastfcns_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fastfcn_transform(**{"crop": (8, 8), **options})
