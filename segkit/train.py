@@ -54,7 +54,7 @@ def _add_fields(parser: argparse.ArgumentParser, shown: Recipe) -> None:
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is tuple:
-            of_image = field.name == "crop"
+            of_image = field.name in ("crop", "image_size")
             options = {"type": size if of_image else _two(get_args(kind)[0])}
             options["metavar"] = "HxW" if of_image else "A,B"
             default = ("x" if of_image else ",").join(map(str, default))
@@ -101,9 +101,11 @@ def _parser(shown: Recipe) -> argparse.ArgumentParser:
 def _list() -> None:
     width = max(map(len, RECIPES))
     for name, each in RECIPES.items():
+        resized = "images of {}x{}, ".format(*each.image_size) if any(each.image_size) else ""
+        seen = f"measured in windows of {each.windows}, " if each.windows else ""
         print(
             f"{name:{width}} {each.model} on {each.dataset}, {each.epochs} epochs, batch {each.batch_size}, "
-            f"crop {each.crop[0]}x{each.crop[1]}, weights {each.weights or 'to be given'}"
+            f"{resized}crop {each.crop[0]}x{each.crop[1]}, {seen}weights {each.weights or 'to be given'}"
         )
 
 

@@ -123,6 +123,10 @@ def test_errors_are_one_sentence(arguments, message, capsys, tmp_path, monkeypat
         (["ldn_streets", "--epoch", "3"], "there is no option '--epoch': did you mean --epochs"),
         (["ldn_streets", "--epochs", "three"], "--epochs"),
         (
+            ["ldn_streets", "--image-size", "3,4,5"],
+            "'3,4,5' is not HEIGHTxWIDTH, such as 352x480, nor one number for a square",
+        ),
+        (
             ["ldn_streets", "--crop", "3,4,5"],
             "'3,4,5' is not HEIGHTxWIDTH, such as 352x480, nor one number for a square",
         ),
@@ -211,6 +215,9 @@ def parsed(*words):
 def test_options_become_fields():
     made = parsed("ldn_streets", "--crop", "96", "--scale", "1,1.5", "--learning-rate", "1e-3")
     assert (made.crop, made.scale, made.learning_rate) == ((96, 96), (1.0, 1.5), 1e-3)
+    made = parsed("denseaspp_cityscapes", "--image-size", "256x512", "--crop", "256x512")
+    assert (made.image_size, made.crop) == ((256, 512), (256, 512))
+    assert parsed("denseaspp_cityscapes", "--image-size", "0").image_size == (0, 0)
     made = parsed("ldn_streets", "--no-exact-batchnorm", "--multi-scale")
     assert (made.exact_batchnorm, made.multi_scale) == (False, True)
     options = ("--dataset-options", "size=64x128", "train=8", "--model-options", "paper_count=True")
@@ -233,7 +240,11 @@ def test_options_become_fields():
 
 def test_list_and_help_say_all(capsys):
     assert train.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(lines) == list(RECIPES)
+    assert "batch 8, images of 512x1024, crop 512x1024, weights imagenet" in lines["denseaspp_cityscapes"]
+    assert "crop 480x480, measured in windows of 480, weights" in lines["fastfcn_pcontext"]
+    assert "images of" not in lines["ldn_cityscapes"] and "windows" not in lines["ldn_cityscapes"]
     with pytest.raises(SystemExit):
         train.main(["ldn_camvid", "--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -9,7 +9,7 @@ from typing import Any
 
 import segkit
 from segkit.training import state
-from segkit.training.recipes import MEMORY, Recipe
+from segkit.training.fields import LATER, MEMORY, Recipe
 
 SETTINGS, LOG, FINAL, RESULT = "settings.json", "log.jsonl", "final.pt", "result.json"
 PREVIOUS = "previous"  # the subfolder that a finished run moves to
@@ -25,7 +25,13 @@ def runs_root() -> Path:
 
 def default_folder(settings: dict[str, Any]) -> Path:
     """runs/NAME-HASH, one folder for each recipe and settings, whatever memory the run shall spare."""
-    deciding = settings | {"recipe": _deciding(settings["recipe"])}
+    usual = Recipe().settings()
+    named = {
+        key: value
+        for key, value in _deciding(settings["recipe"]).items()
+        if key not in LATER or value != usual[key]
+    }
+    deciding = settings | {"recipe": named}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return runs_root() / f"{settings['recipe']['name']}-{digest[:8]}"
 

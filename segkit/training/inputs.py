@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from segkit import data
 from segkit.data.class_uniform import Centroids
 from segkit.data.sampling import Augmented, EpochBatches, Key, collate, read_labels
-from segkit.data.transforms import RandomRescale, regseg_transform, training_transform
+from segkit.data.transforms import RandomRescale, fastfcn_transform, regseg_transform, training_transform
+from segkit.training import features
 from segkit.training.distributed import World
 from segkit.training.recipes import Recipe
 
@@ -51,12 +52,28 @@ class AtResolution(Dataset):
         return self.dataset.verify(**options)
 
 
+class AtSize(AtResolution):
+    """Images and label maps of a data set, resized to one size (H, W) whatever their shape.
+
+    As the DenseASPP report's Sec. 3 does, 1024x2048 to 512x1024. Figures on such a set are of that size.
+    """
+
+    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
+        super().__init__(dataset, 1.0)
+        self.size = tuple(size)
+
+    def _size(self, labels: Tensor) -> dict[str, list[int]]:
+        return {"size": list(self.size)}
+
+
 def open_split(recipe: Recipe, split: str, *, data_dir: Any = None, instances: bool = False) -> Any:
-    """One split of the recipe's data set, at the recipe's resolution."""
+    """One split of the recipe's data set, at the recipe's image size or resolution."""
     options = dict(recipe.dataset_options)
     if instances:
         options["instances"] = True
     dataset = data.load(recipe.dataset, split, data_dir=data_dir, **options)
+    if any(recipe.image_size):
+        return AtSize(dataset, recipe.image_size)
     return dataset if recipe.resolution == 1 else AtResolution(dataset, recipe.resolution)
 
 
@@ -97,11 +114,17 @@ class _Positions:
 
 
 def augmentation(recipe: Recipe) -> v2.Compose:
-    """The random transform of the recipe: RegSeg's where it has a `short_side`, else Ladder-DenseNet's.
+    """The random transform of the recipe.
+
+    FastFCN's where it says so, else RegSeg's where it has a `short_side`, else Ladder-DenseNet's.
 
     Raises:
         ValueError: if a value is outside its range, or RegSeg's options are asked for without a `short_side`.
     """
+    if recipe.augmentation == "fastfcn":
+        return fastfcn_transform(
+            crop=recipe.crop, short_side=recipe.short_side, flip=recipe.flip, blur=recipe.blur
+        )
     if any(recipe.short_side):
         return regseg_transform(
             crop=recipe.crop,
@@ -134,7 +157,7 @@ class Batches:
     number of workers nor on what ran before.
 
     Args:
-        dataset: the training set.
+        dataset: the training set, or its features, which are taken as they are.
         recipe: what to do with it.
         world: this process among all.
         workers: loading processes; None for none on the CPU (which is busy) and up to 8 beside a GPU.
@@ -147,7 +170,9 @@ class Batches:
         gpu = world.device.type == "cuda"
         if workers is None:
             workers = min(8, (os.cpu_count() or 1) // world.size) if gpu else 0
-        augmented = Augmented(dataset, augmentation(recipe))
+        self.workers = workers
+        cached = isinstance(dataset, features.CachedFeatures)
+        augmented = Augmented(dataset, None if cached else augmentation(recipe))
         self._positions = _Positions(
             len(dataset),
             batch_size=world.share_of_batch(recipe.batch_size),
@@ -162,7 +187,7 @@ class Batches:
         self._loader = DataLoader(
             augmented,
             batch_sampler=self._positions,
-            collate_fn=collate,
+            collate_fn=features.collate if cached else collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=gpu,

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from segkit.data.sampling import first
 from segkit.data.transforms import normalize
 from segkit.evaluation.batchnorm import exact_statistics
-from segkit.evaluation.inference import MULTI_SCALE
-from segkit.training import distributed, folder, inputs, setup
+from segkit.training import distributed, features, folder, inputs, setup
 from segkit.training.losses import segmentation_loss
 from segkit.training.ongoing import OngoingRun, Position, Run, TrainingError
 from segkit.training.recipes import Recipe
@@ -108,6 +107,8 @@ def train(
         batches = inputs.Batches(train_set, recipe, world, workers=workers)
         torch.manual_seed(recipe.seed)
         model = setup.prepare_model(recipe, model, train_set.space.num_classes, world, restored=restored)
+        if recipe.cache_features:
+            features.check_frozen(model)
         optimizer = setup.make_optimizer(model, recipe)
         options = setup.forward_options(model, recipe)
         if world.main:
@@ -121,7 +122,23 @@ def train(
         ongoing = OngoingRun(
             where, settings, described, model, optimizer, world, amp=amp, resume=resume, overwrite=overwrite
         )
-        parallel = world.wrap(model, all_used=recipe.aux_weight > 0)
+        bar = progress if world.main else False
+        if recipe.cache_features and not ongoing.trained:
+            # Not before the run's own weights are back: features are those of the backbone that goes on.
+            cached = features.cached_features(
+                train_set,
+                model,
+                where.parent,
+                world=world,
+                batch_size=world.share_of_batch(recipe.batch_size),
+                amp=amp,
+                size=recipe.crop,
+                workers=batches.workers,
+                shown=lambda images: _shown(images, "features", bar),
+            )
+            batches = inputs.Batches(cached, recipe, world, workers=workers)
+        parallel = world.wrap(model, all_used=recipe.aux_weight > 0 or recipe.presence_weight > 0)
+        windows = setup.windows(recipe)
         began = saved = time.monotonic()
 
         at = ongoing.begin
@@ -130,8 +147,8 @@ def train(
             waiting: list[tuple[dict[str, Tensor], list[str]]] = []  # losses that are still on the device
             rates: list[float] = []  # of the same steps
             epoch_began = clock = time.monotonic()
-            bar = progress if world.main else False
-            for batch in _shown(batches.epoch(epoch, start=at.batch), epoch, recipe, bar):
+            shown = f"epoch {epoch + 1}/{recipe.epochs}"
+            for batch in _shown(batches.epoch(epoch, start=at.batch), shown, bar):
                 rates.append(setup.set_rate(optimizer, recipe, epoch, at.batch, len(batches)))
                 losses = _step(parallel, optimizer, batch, recipe, world.device, amp, options)
                 waiting.append((losses, batch["name"]))
@@ -160,7 +177,7 @@ def train(
             world.share_buffers(model)
             measured = {}
             if val_set is not None and (epoch + 1) % recipe.val_every == 0:
-                scores = ongoing.measure(val_set).as_dict()
+                scores = ongoing.measure(val_set, windows=windows).as_dict()
                 figures = ["miou", "pixel_accuracy", "iou_by_class"]
                 figures += ["reduced_miou"] * (scores["reduced_miou"] is not None)
                 measured = {key: scores[key] for key in figures}
@@ -185,10 +202,12 @@ def train(
                 exact_statistics(model, images, amp=amp)
             ongoing.keep_final(at)
         sizes = setup.instance_sizes(recipe)
-        evaluation = ongoing.measure(final_set, instance_sizes=sizes)
+        evaluation = ongoing.measure(final_set, windows=windows, instance_sizes=sizes)
         multi_scale = None
         if recipe.multi_scale:
-            multi_scale = ongoing.measure(final_set, scales=MULTI_SCALE, flip=True, instance_sizes=sizes)
+            multi_scale = ongoing.measure(
+                final_set, scales=recipe.scales, flip=True, windows=windows, instance_sizes=sizes
+            )
         ongoing.keep_result(final_set.split, evaluation, multi_scale)
         return ongoing.end(evaluation, multi_scale)
 
@@ -211,20 +230,28 @@ def _step(
     recipe: Recipe,
     device: torch.device,
     amp: bool,
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
     """One step of training; returns the loss and its parts, still on the device."""
-    images = _images(batch, device)
     labels = batch["labels"].to(device, non_blocking=True)  # (B, H, W)
+    if "features" in batch:  # of a frozen backbone, which then has nothing to do
+        images, size = None, tuple(labels.shape[1:])
+        options = {**options, "features": _laid_out(batch["features"], device), "image_size": size}
+    else:
+        images = _images(batch, device)
     with _fastest_convolutions(device.type == "cuda"):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             output = model(images, **options)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            setup.check_all_used(output, recipe)
         loss, parts = segmentation_loss(
             output,
             labels,
             aux_weight=recipe.aux_weight,
             chunked=recipe.chunked_loss,
             main_loss=setup.main_loss(recipe),
+            aux_loss=recipe.aux_loss,
+            presence_weight=recipe.presence_weight,
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -234,8 +261,13 @@ def _step(
 
 def _images(batch: dict[str, Any], device: torch.device) -> Tensor:
     """The batch's images as the model takes them, float (B, 3, H, W)."""
-    images = normalize(batch["image"].to(device, non_blocking=True))
-    return images.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images
+    return _laid_out(normalize(batch["image"].to(device, non_blocking=True)), device)
+
+
+def _laid_out(maps: Tensor, device: torch.device) -> Tensor:
+    """Maps (B, C, h, w) on the device, on a GPU with channels last, as convolutions are faster there."""
+    maps = maps.to(device, non_blocking=True)
+    return maps.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else maps
 
 
 def _fetch(
@@ -265,12 +297,12 @@ def _past(since: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - since > 60 * minutes
 
 
-def _shown(batches: Iterable[dict], epoch: int, recipe: Recipe, wanted: bool | None) -> Iterable[dict]:
-    """The batches, with a progress bar where someone can watch it."""
+def _shown(batches: Iterable[Any], text: str, wanted: bool | None) -> Iterable[Any]:
+    """The batches, or whatever is looped over, with a progress bar where someone can watch it."""
     if wanted is False or (wanted is None and not sys.stderr.isatty()):
         return batches
     try:
         from tqdm.auto import tqdm
     except ImportError:
         return batches
-    return tqdm(batches, desc=f"epoch {epoch + 1}/{recipe.epochs}", leave=False)
+    return tqdm(batches, desc=text, leave=False)

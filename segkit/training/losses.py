@@ -1,6 +1,8 @@
 """The multi-scale loss of Ladder-DenseNets (Sec. 6.1): one main loss, and one per auxiliary output.
 
-The main loss is a cross-entropy, of all pixels or of the hardest ones (RegSeg paper, Sec. 4.2: OHEM).
+The main loss is a cross-entropy, of all pixels or of the hardest ones (RegSeg paper, Sec. 4.2: OHEM). FastFCN
+has another auxiliary loss, and one on which classes an image holds; its paper names neither (Sec. 4.1:
+"pixel-wise cross-entropy"), its authors' code has both.
 
 Shapes: B images, C classes, H x W pixels; an auxiliary output has h x w cells.
 """
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.memory.chunked import chunked_cross_entropy
+from segkit.models.jpu import resize
 
 Size = tuple[int, int]
 
@@ -190,6 +193,60 @@ def _check_sizes(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
 
 
+def _mean_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def class_presence(labels: Tensor, *, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Which classes occur in each image: the target of FastFCN's semantic-encoding loss.
+
+    Args:
+        labels: classes, int64 (B, H, W).
+        num_classes: C.
+        ignore_index: the label of pixels that count for nothing.
+
+    Returns:
+        1 for a class that at least one pixel of the image has, else 0, float (B, C).
+
+    Raises:
+        ValueError: if ``labels`` has another shape or type, or (on the CPU) a label that is no class.
+    """
+    _check_labels(labels, num_classes, ignore_index)
+    label = labels.masked_fill(labels == ignore_index, num_classes).flatten(1)  # (B, H * W)
+    found = torch.zeros(len(labels), num_classes + 1, device=labels.device)
+    return found.scatter_(1, label, 1.0)[:, :num_classes]
+
+
+def presence_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Binary cross-entropy of which classes occur in an image, the mean over images and classes.
+
+    An image without a labelled pixel says nothing about its classes and is left out (chosen; the authors'
+    code would teach the model that it holds none of them).
+
+    Args:
+        logits: one per image and class, (B, C), before the sigmoid.
+        labels: classes, int64 (B, H, W).
+        ignore_index: the label of pixels that count for nothing.
+
+    Returns:
+        The loss, a float32 scalar; 0 where no image has a labelled pixel.
+
+    Raises:
+        ValueError: if labels and logits do not fit each other.
+    """
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"presence logits are (images, classes), one row for each of the labels {tuple(labels.shape)}, "
+            f"not {tuple(logits.shape)}"
+        )
+    target = class_presence(labels, num_classes=logits.shape[1], ignore_index=ignore_index)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(1)  # (B,)
+    labeled = (labels != ignore_index).flatten(1).any(1).float()  # (B,)
+    return (losses * labeled).sum() / labeled.sum().clamp(min=1)
+
+
 def segmentation_loss(
     output: dict[str, Tensor | dict[str, Tensor]],
     labels: Tensor,
@@ -198,27 +255,44 @@ def segmentation_loss(
     ignore_index: int = 255,
     chunked: bool = False,
     main_loss: Callable[..., Tensor] | None = None,
+    aux_loss: str = "soft",
+    presence_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss of Sec. 6.1: 0.6 times the main loss plus 0.4 times the mean of the auxiliary ones.
+
+    With ``aux_loss="plain"`` that of FastFCN's authors' code: the main loss, plus ``aux_weight`` times the
+    mean auxiliary one, plus ``presence_weight`` times that of :func:`presence_loss`.
 
     Args:
         output: what a model returns in training: ``"out"``, logits (B, C, H, W), and ``"aux"``, a dict from
             name to logits (B, C, h, w). Without auxiliary outputs the main loss stands alone, with weight 1.
+            Perhaps ``"presence"``, logits (B, C).
         labels: classes, int64 (B, H, W).
-        aux_weight: weight of the auxiliary mean; the main loss has the rest of 1.
+        aux_weight: weight of the auxiliary mean; the main loss has the rest of 1 (1 with plain ones).
         ignore_index: the label of pixels that count for nothing.
         chunked: upsample ``"out"`` to the labels' size and compare it an image at a time, see
             `segkit.memory.chunked_cross_entropy`.
         main_loss: another main loss, such as :func:`ohem_cross_entropy`: from ``"out"``, labels and a keyword
             ``ignore_index`` to a scalar; None for the mean cross-entropy of the labelled pixels.
+        aux_loss: ``"soft"``, each auxiliary output against the shares of the classes in its windows; or
+            ``"plain"``, brought to the labels' size (bilinear, corners aligned) against the labels.
+        presence_weight: weight of the loss of ``"presence"``, which is added.
 
     Returns:
-        The total, a scalar, and its parts before weighting: ``"main"`` and one per auxiliary output,
-        detached. A batch with every pixel ignored has a total of 0 and zero gradients.
+        The total, a scalar, and its parts before weighting: ``"main"``, one per auxiliary output and
+        ``"presence"``, detached. A batch with every pixel ignored has a total of 0 and zero gradients.
 
     Raises:
-        ValueError: if labels and logits do not fit each other, or another main loss shall be chunked.
+        ValueError: if labels and logits do not fit each other, another main loss shall be chunked, there is
+            no such auxiliary loss, or presence has a weight and the model does not predict it.
     """
+    if aux_loss not in ("soft", "plain"):
+        raise ValueError(f"aux_loss is 'soft' or 'plain', not {aux_loss!r}")
+    if presence_weight and output.get("presence") is None:
+        raise ValueError(
+            f"presence_weight={presence_weight}, but the model gives no 'presence', only "
+            f"{', '.join(map(repr, output))}: take one with an Encoding head, or presence_weight=0"
+        )
     if chunked and main_loss is not None:
         raise ValueError(
             f"a chunked loss is the mean cross-entropy, not {main_loss!r}: leave out chunked or main_loss"
@@ -231,18 +305,32 @@ def segmentation_loss(
         main = chunked_cross_entropy(logits, labels, ignore_index=ignore_index)
     else:
         _check_sizes(logits, labels)
-        # The mean over labelled pixels as a sum and a count: the built-in mean over no pixel at all is NaN.
-        main = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
-        main = main / (labels != ignore_index).sum().clamp(min=1)
-    parts = {"main": main}
+        main = _mean_cross_entropy(logits, labels, ignore_index)
+    parts, total = {"main": main}, main
 
-    auxiliary = output.get("aux") or {}
-    if not auxiliary or aux_weight == 0:
-        return main, {"main": main.detach()}
-    sizes = [(aux.shape[2], aux.shape[3]) for aux in auxiliary.values()]
-    targets = _distributions(labels, sizes, logits.shape[1], ignore_index)
-    for (name, aux), size in zip(auxiliary.items(), sizes, strict=True):
-        parts[name] = _soft_cross_entropy(aux, *targets[size])
-    mean_aux = torch.stack([parts[name] for name in auxiliary]).mean()
-    total = (1 - aux_weight) * main + aux_weight * mean_aux
+    auxiliary = (output.get("aux") or {}) if aux_weight else {}
+    if auxiliary:
+        losses = _auxiliary_losses(auxiliary, labels, logits.shape[1], ignore_index, aux_loss)
+        mean_aux = torch.stack(list(losses.values())).mean()
+        total = (1 - aux_weight if aux_loss == "soft" else 1) * main + aux_weight * mean_aux
+        parts |= losses
+    if presence_weight:
+        parts["presence"] = presence_loss(output["presence"], labels, ignore_index=ignore_index)
+        total = total + presence_weight * parts["presence"]
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _auxiliary_losses(
+    auxiliary: dict[str, Tensor], labels: Tensor, num_classes: int, ignore_index: int, kind: str
+) -> dict[str, Tensor]:
+    """The loss of each auxiliary output, see :func:`segmentation_loss`."""
+    if kind == "plain":
+        size = tuple(labels.shape[1:])
+        found = {}
+        for name, logits in auxiliary.items():
+            resized = resize(logits.float(), size)  # (B, C, H, W)
+            found[name] = _mean_cross_entropy(resized, labels, ignore_index)
+        return found
+    sizes = {name: (logits.shape[2], logits.shape[3]) for name, logits in auxiliary.items()}
+    targets = _distributions(labels, list(sizes.values()), num_classes, ignore_index)
+    return {name: _soft_cross_entropy(logits, *targets[sizes[name]]) for name, logits in auxiliary.items()}

@@ -44,7 +44,7 @@ class Run:
             measured miou, pixel_accuracy, iou_by_class and, where the classes include truck, bus and train,
             reduced_miou: fractions in [0, 1].
         evaluation: on the final split, single scale; None where the run stopped before its end.
-        multi_scale: the same on 5 scales with mirror images, where the recipe asks for it.
+        multi_scale: the same on several scales with mirror images, where the recipe asks for it.
     """
 
     model: nn.Module

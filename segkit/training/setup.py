@@ -18,6 +18,9 @@ from segkit.data.sampling import first
 from segkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segkit.evaluation.inference import read_checkpoint
 from segkit.evaluation.metrics import CITYSCAPES_MEAN_SIZES
+from segkit.evaluation.windows import Windows
+from segkit.models.fastfcn import FastFCN
+from segkit.models.fastfcn_heads import EncodingHead
 from segkit.training import inputs
 from segkit.training.distributed import World, synchronize_batchnorm
 from segkit.training.losses import ohem_cross_entropy
@@ -73,11 +76,19 @@ def measured_sets(recipe: Recipe, val_set: Any, data_dir: Any, limit: int | None
 
 def instance_sizes(recipe: Recipe) -> dict[str, float] | None:
     """What iIoU weighs instances with: the benchmark's mean sizes on Cityscapes, else the set's own."""
-    return CITYSCAPES_MEAN_SIZES if recipe.dataset == "cityscapes" and recipe.resolution == 1 else None
+    full = recipe.resolution == 1 and not any(recipe.image_size)
+    return CITYSCAPES_MEAN_SIZES if recipe.dataset == "cityscapes" and full else None
+
+
+def windows(recipe: Recipe) -> Windows | None:
+    """The windows that evaluation slides over the images; None where it takes them whole."""
+    if not recipe.windows:
+        return None
+    return Windows(side=recipe.windows, base_size=recipe.base_size, combine=recipe.combine)
 
 
 def check_weights(recipe: Recipe, model: nn.Module | None, *, needed: bool = True) -> None:
-    """Makes sure that the trained weights a recipe starts from are named and there, before data is opened.
+    """Makes sure that the weights a recipe starts from are named, there and of use, before data is opened.
 
     Args:
         recipe: its ``weights`` may be the path of a run's final.pt.
@@ -85,7 +96,8 @@ def check_weights(recipe: Recipe, model: nn.Module | None, *, needed: bool = Tru
         needed: False where a run goes on and has its weights from its own folder.
 
     Raises:
-        ValueError: if the recipe leaves open which weights it starts from, or a model of your own is given.
+        ValueError: if the recipe leaves open which weights it starts from, a frozen backbone would have
+            random ones for good, or a model of your own is given.
         FileNotFoundError: if there is no such file.
     """
     if model is None and not recipe.weights:
@@ -93,6 +105,11 @@ def check_weights(recipe: Recipe, model: nn.Module | None, *, needed: bool = Tru
             f"{recipe.name} starts from a {recipe.model} trained on other data, and weights names none: "
             f"python -m segkit.train {recipe.name} --weights runs/RUN/final.pt, with the folder of its run "
             "(or --weights none for random ones)"
+        )
+    if model is None and recipe.weights == "none" and _frozen(recipe):
+        raise ValueError(
+            f"the backbone of {recipe.model} is frozen, and with weights='none' it would stay random: give "
+            "weights='imagenet', weights='runs/RUN/final.pt', or model_options={'frozen': False} to train it"
         )
     if not recipe.weights_file:
         return
@@ -106,6 +123,12 @@ def check_weights(recipe: Recipe, model: nn.Module | None, *, needed: bool = Tru
             f"weights: there is no file {recipe.weights}; give the final.pt of a run of {recipe.model}, or "
             "none for random ones"
         )
+
+
+def _frozen(recipe: Recipe) -> bool:
+    """Whether the recipe's model has a backbone that is not trained: an option of the models that can."""
+    known = inspect.signature(models.MODELS[recipe.model]).parameters if recipe.model in models.MODELS else {}
+    return "frozen" in known and bool(recipe.model_options.get("frozen", known["frozen"].default))
 
 
 def prepare_model(
@@ -122,8 +145,8 @@ def prepare_model(
             then not read again.
 
     Raises:
-        ValueError: if there is no such model or option, segments of the given model shall be checkpointed, or
-            another run's weights do not fit.
+        ValueError: if there is no such model or option, presence has a weight and the model does not predict
+            it, segments of the given model shall be checkpointed, or another run's weights do not fit.
         RuntimeError: if ImageNet weights are asked for and cannot be had.
     """
     if model is None:
@@ -131,6 +154,7 @@ def prepare_model(
         recompute = {"recompute": recipe.recompute} if recipe.recompute else {}
         options = {**recompute, **recipe.model_options}
         model = models.build(recipe.model, num_classes=num_classes, weights=weights, **options)
+        check_presence(model, recipe)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = recipe.bn_momentum
@@ -150,6 +174,20 @@ def prepare_model(
     gpu = world.device.type == "cuda"  # where convolutions are faster with channels last
     model = model.to(world.device, memory_format=torch.channels_last if gpu else torch.preserve_format)
     return synchronize_batchnorm(model, world)
+
+
+def check_presence(model: nn.Module, recipe: Recipe) -> None:
+    """Makes sure that a recipe's model predicts presence if that has a weight.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if recipe.presence_weight and not any(isinstance(part, EncodingHead) for part in model.modules()):
+        raise ValueError(
+            f"presence_weight={recipe.presence_weight!r} is of a loss on which classes a crop holds, but "
+            f"{recipe.model} does not predict that: give presence_weight=0, or a model with an Encoding head "
+            "such as fastfcn-r50-enc-jpu"
+        )
 
 
 def load_trained(model: nn.Module, recipe: Recipe, num_classes: int) -> list[str]:
@@ -203,14 +241,16 @@ def load_trained(model: nn.Module, recipe: Recipe, num_classes: int) -> list[str
 def forward_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
     """Keywords of the model's forward in training.
 
-    They spare it the auxiliary heads where their loss has no weight (a model of your own need not know that
-    keyword), and the upsampling of the logits where the loss does it, an image at a time.
+    They spare it the auxiliary heads where no loss of theirs has a weight (a model of your own need not know
+    that keyword), and the upsampling of the logits where the loss does it, an image at a time.
 
     Raises:
-        ValueError: if the loss is to be chunked and the model cannot leave its logits small.
+        ValueError: if the loss is to be chunked and the model cannot leave its logits small, or would bring
+            them to the image's size in another way than the chunked loss.
     """
     known = inspect.signature(model.forward).parameters
-    options = {"auxiliary": False} if "auxiliary" in known and recipe.aux_weight == 0 else {}
+    idle = recipe.aux_weight == 0 and recipe.presence_weight == 0
+    options = {"auxiliary": False} if "auxiliary" in known and idle else {}
     if not recipe.chunked_loss:
         return options
     if "full_size" not in known:
@@ -218,7 +258,26 @@ def forward_options(model: nn.Module, recipe: Recipe) -> dict[str, bool]:
             f"chunked_loss=True, but {type(model).__name__}.forward has no keyword full_size, so that its "
             "logits come upsampled: leave out chunked_loss"
         )
+    if isinstance(model, FastFCN):
+        raise ValueError(
+            "chunked_loss=True upsamples logits without aligning their corners, which "
+            f"{type(model).__name__} does, so that its loss would be another: leave out chunked_loss"
+        )
     return {**options, "full_size": False}
+
+
+def check_all_used(output: dict[str, Any], recipe: Recipe) -> None:
+    """Makes sure that a loss reaches each output: several processes wait for the gradients of all.
+
+    Raises:
+        ValueError: if an output that the model has computed counts for nothing.
+    """
+    for output_name, field in (("aux", "aux_weight"), ("presence", "presence_weight")):
+        if output.get(output_name) is not None and getattr(recipe, field) == 0:
+            raise ValueError(
+                f"{field}=0, but the model gives {output_name!r} too, and on several processes each output "
+                f"needs a loss: give {field} a value, aux_weight=0 with presence_weight=0, or train on one"
+            )
 
 
 def main_loss(recipe: Recipe) -> Callable[..., Tensor] | None:
@@ -258,41 +317,62 @@ def warn_of_large_crop(recipe: Recipe, train_set: Any) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Adam, AMSGrad or SGD, with each parameter in one of up to four groups.
+    """Adam, AMSGrad or SGD, with each parameter that is trained in one group of several.
 
-    Pre-trained parameters have groups of their own, whose rate is divided (Ladder-DenseNet, Sec. 6.1), and so
-    do those of normalization layers where they are not decayed (RegSeg, Sec. 4.2).
+    Pre-trained parameters have groups of their own, whose rate is divided (Ladder-DenseNet, Sec. 6.1); so
+    have those outside the backbone where they learn faster (FastFCN), and those of normalization layers where
+    they are not decayed (RegSeg, Sec. 4.2). Frozen parameters are in none.
+
+    Raises:
+        ValueError: if no parameter is to be trained, or all but a backbone shall learn faster and the model
+            does not say which part that is.
     """
     pretrained = (
         {id(p) for p in model.pretrained_parameters()} if hasattr(model, "pretrained_parameters") else set()
     )
     spared = set() if recipe.decay_batchnorm else {id(p) for p in normalization_parameters(model)}
-    groups = []
-    for among, divisor in ((False, 1.0), (True, recipe.pretrained_lr_divisor)):
-        for undecayed in (False, True):
-            members = [
-                p
-                for p in model.parameters()
-                if (id(p) in pretrained) is among and (id(p) in spared) is undecayed
-            ]
-            decay = 0.0 if undecayed else recipe.weight_decay
-            groups.append({"params": members, "divisor": divisor, "weight_decay": decay})
-    groups = [group for group in groups if group["params"]]
+    slow = _backbone_parameters(model, recipe) if recipe.head_lr_multiplier != 1 else None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"all parameters of {type(model).__name__} are frozen: there is nothing to train")
+    groups: dict[tuple[bool, bool, bool], dict[str, Any]] = {}
+    for p in trained:
+        among, undecayed = id(p) in pretrained, id(p) in spared
+        fast = slow is not None and id(p) not in slow
+        divisor = recipe.pretrained_lr_divisor if among else 1.0
+        group = {
+            "params": [],
+            "divisor": divisor / recipe.head_lr_multiplier if fast else divisor,
+            "weight_decay": 0.0 if undecayed else recipe.weight_decay,
+        }
+        groups.setdefault((fast, among, undecayed), group)["params"].append(p)
+    ordered = [groups[key] for key in sorted(groups)]
     if recipe.optimizer == "sgd":
         return SGD(
-            groups,
-            lr=recipe.learning_rate,
+            ordered,
+            lr=recipe.initial_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
     return Adam(
-        groups,
-        lr=recipe.learning_rate,
+        ordered,
+        lr=recipe.initial_rate,
         betas=recipe.betas,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
         amsgrad=recipe.optimizer == "amsgrad",
     )
+
+
+def _backbone_parameters(model: nn.Module, recipe: Recipe) -> set[int]:
+    """Identities of the backbone's parameters, whether or not they are pre-trained."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(
+            f"head_lr_multiplier={recipe.head_lr_multiplier!r} is the rate of all but the backbone, but "
+            f"{type(model).__name__} has no part called backbone: give head_lr_multiplier=1"
+        )
+    return {id(p) for p in backbone.parameters()}
 
 
 def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -305,7 +385,9 @@ def normalization_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int, batch: int = 0, batches: int = 1) -> float:
-    """Sets the learning rate of a step and returns it (that of parameters that were not pre-trained).
+    """Sets the learning rate of a step and returns it.
+
+    It is that of parameters which neither were pre-trained nor learn faster than the backbone.
 
     Args:
         optimizer: made by :func:`make_optimizer`.
@@ -319,7 +401,7 @@ def set_rate(optimizer: Optimizer, recipe: Recipe, epoch: int, batch: int = 0, b
         factor = poly(step, recipe.epochs * batches, power=recipe.poly_power)
     else:
         factor = cosine(epoch, recipe.epochs)
-    span = recipe.learning_rate - recipe.min_learning_rate
+    span = recipe.initial_rate - recipe.min_learning_rate
     rate = recipe.min_learning_rate + span * factor
     rate *= warmup(step, recipe.warmup_steps, factor=recipe.warmup_factor)
     for group in optimizer.param_groups:
@@ -338,5 +420,6 @@ def description(recipe: Recipe, dataset: Any, settings: dict) -> dict[str, Any]:
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
         "resolution": recipe.resolution,
+        "image_size": list(recipe.image_size),
         "settings": settings,
     }

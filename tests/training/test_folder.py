@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segkit.training import folder, state
-from segkit.training.recipes import Recipe
+from segkit.training.fields import LATER, Recipe
 
 SETTINGS = {"recipe": {"name": "tiny", "epochs": 3, "crop": [32, 48]}, "limit_train": 0}
 
@@ -27,6 +27,16 @@ def test_each_setting_has_a_folder(monkeypatch):
     assert path == folder.default_folder(json.loads(json.dumps(SETTINGS)))
     assert path.name.startswith("tiny-") and len(path.name) == len("tiny-") + 8
     assert path != folder.default_folder(SETTINGS | {"limit_train": 5})
+
+
+def test_later_fields_at_their_default_do_not_move_a_run():
+    settings = {"recipe": Recipe(name="tiny").settings()}
+    older = {"recipe": {key: value for key, value in settings["recipe"].items() if key not in LATER}}
+    assert len(older["recipe"]) < len(settings["recipe"])
+    assert folder.default_folder(settings) == folder.default_folder(older)
+    for change in ({"blur": 0.5, "augmentation": "fastfcn", "short_side": (8, 9)}, {"image_size": (8, 8)}):
+        other = {"recipe": Recipe(name="tiny", **change).settings()}
+        assert folder.default_folder(other) != folder.default_folder(settings)
 
 
 def test_start_writes_the_settings(tmp_path):

@@ -5,9 +5,10 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segkit.data.transforms import RandomShortSide
+from segkit.data.transforms import PadBelowAndRight, RandomBlur, RandomShortSide
+from segkit.training import inputs
 from segkit.training.distributed import World
-from segkit.training.inputs import AtResolution, Batches, augmentation, centroids, verify
+from segkit.training.inputs import AtResolution, AtSize, Batches, augmentation, centroids, verify
 
 
 def batches_of(tiny, *, rank=0, size=1, **changes):
@@ -55,6 +56,42 @@ def test_half_resolution(tiny):
     )  # each label is one of the pixels it covers
     assert (blocks == sample["labels"][..., None]).any(-1).all()
     assert torch.equal(sample["image"], half[3]["image"])
+
+
+def test_one_size_whatever_the_shape(tiny, monkeypatch):
+    class Mixed(tiny.TinySet):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            if index:
+                sample["image"], sample["labels"] = sample["image"][:, :20], sample["labels"][:20]
+            return {
+                **sample,
+                "image": tv_tensors.Image(sample["image"]),
+                "labels": tv_tensors.Mask(sample["labels"]),
+            }
+
+    mixed, resized = Mixed(), AtSize(Mixed(), (24, 40))
+    assert (len(resized), resized.names, resized.space) == (len(mixed), mixed.names, mixed.space)
+    for index in (0, 1):
+        sample = resized[index]
+        assert (sample["image"].shape, sample["labels"].shape) == ((3, 24, 40), (24, 40))
+        assert set(sample["labels"].unique().tolist()) <= set(mixed[index]["labels"].unique().tolist())
+        assert torch.equal(resized.label_map(index), sample["labels"])
+        row, column = 11, 7  # nearest-exact: the pixel in which the new pixel's center lies
+        height, width = mixed[index]["labels"].shape
+        from_row, from_column = int((row + 0.5) * height / 24), int((column + 0.5) * width / 40)
+        assert sample["labels"][row, column] == mixed[index]["labels"][from_row, from_column]
+    monkeypatch.setattr(inputs.data, "load", lambda name, split, **options: mixed)
+    opened = inputs.open_split(tiny.tiny_recipe(image_size=(24, 40)), "train")
+    assert isinstance(opened, AtSize) and opened.size == (24, 40)
+    assert inputs.open_split(tiny.tiny_recipe(), "train") is mixed
+
+
+def test_a_whole_image_passes_the_augmentation_unchanged(tiny):
+    still = {"flip": 0.0, "scale": (1.0, 1.0)}
+    batch = next(iter(batches_of(tiny, **still).epoch(0)))
+    for name, image in zip(batch["name"], batch["image"], strict=True):
+        assert torch.equal(image, tiny.TinySet()[int(name[-3:])]["image"])
 
 
 def test_each_set_is_verified_once(tiny):
@@ -115,6 +152,24 @@ def test_the_augmentation_is_that_of_the_recipe(tiny):
     assert isinstance(steps[0], RandomShortSide) and steps[0].short_side == (24, 48)
     assert (steps[1].size, steps[2].p) == ((32, 48), 0.25)
     assert (steps[3].operations, steps[3].magnitude) == (2, 0.4)
+
+
+FASTFCN = {"augmentation": "fastfcn", "short_side": (24, 48), "blur": 0.5, "drop_last": True}
+
+
+def test_fastfcns_batches_follow_its_protocol(tiny):
+    steps = augmentation(tiny.tiny_recipe(**FASTFCN, flip=0.25)).transforms
+    assert [type(step) for step in steps] == [
+        *(v2.RandomHorizontalFlip, RandomShortSide, PadBelowAndRight, v2.RandomCrop, RandomBlur),
+    ]
+    assert (steps[0].p, steps[1].short_side, steps[4].probability) == (0.25, (24, 48), 0.5)
+    assert (steps[2].size, tuple(steps[3].size)) == ((32, 48), (32, 48))
+    batches = batches_of(tiny, **FASTFCN, batch_size=5)
+    whole = list(batches.epoch(3))
+    assert [batch["image"].shape for batch in whole] == [(5, 3, 32, 48)] * 2
+    assert equal(batches.epoch(3, start=1), whole[1:])
+    assert equal(batches_of(tiny, **FASTFCN, batch_size=5).epoch(3), whole)
+    assert not equal(batches.epoch(4), whole)
 
 
 def test_centroids_only_where_the_recipe_draws_by_class(tiny):

@@ -14,7 +14,8 @@ from segkit.data.pairs import PairDataset
 from segkit.data.sampling import collate
 from segkit.data.streets import VERSION
 from segkit.data.transforms import normalize
-from segkit.training import Recipe, distributed, loop, ongoing, recipe, setup, state, train
+from segkit.evaluation.windows import Windows
+from segkit.training import Recipe, distributed, inputs, loop, ongoing, recipe, setup, state, train
 from segkit.training.distributed import World
 from segkit.training.ongoing import TrainingError
 
@@ -517,6 +518,176 @@ def test_what_is_decayed_in_regseg():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0]
 
 
+class TwoRates(nn.Module):
+    """A backbone, half of it pre-trained and a part of that frozen, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+        self.backbone[0].bias.requires_grad_(False)
+        self.head = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
+
+    def pretrained_parameters(self):
+        return [*self.backbone[0].parameters(), *self.head[0].parameters()]
+
+
+def rates(model, optimizer):
+    """By a parameter's name, the rate it is trained at."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_all_but_the_backbone_may_learn_faster(tiny):
+    model = TwoRates()
+    made = tiny.tiny_recipe(head_lr_multiplier=10.0, pretrained_lr_divisor=4.0, learning_rate=0.4)
+    optimizer = setup.make_optimizer(model, made)
+    assert setup.set_rate(optimizer, made, 0) == pytest.approx(0.4)
+    found = rates(model, optimizer)
+    expected = dict.fromkeys(("backbone.1.weight", "backbone.1.bias"), 0.4)
+    expected |= {"backbone.0.weight": 0.1, "backbone.2.weight": 0.4, "backbone.2.bias": 0.4}
+    expected |= {"head.0.weight": 1.0, "head.0.bias": 1.0, "head.1.weight": 4.0, "head.1.bias": 4.0}
+    assert found == pytest.approx(expected)  # backbone.0.bias is frozen: it is in no group
+    with pytest.raises(ValueError, match="TinyNet has no part called backbone: give head_lr_multiplier=1"):
+        setup.make_optimizer(tiny.TinyNet(), made)
+    with pytest.raises(ValueError, match="all parameters of TwoRates are frozen: there is nothing to train"):
+        setup.make_optimizer(model.requires_grad_(False), made)
+
+
+def test_the_rate_is_in_proportion_to_the_batch(tiny):
+    made = tiny.tiny_recipe(
+        learning_rate=0.4, lr_batch=16, schedule="poly", min_learning_rate=0.02, poly_power=1.0, epochs=2
+    )
+    assert made.batch_size == 4
+    optimizer = setup.make_optimizer(tiny.TinyNet(), made)
+    found = [setup.set_rate(optimizer, made, epoch, batch, 5) for epoch in (0, 1) for batch in range(5)]
+    assert found == pytest.approx([0.02 + 0.08 * (1 - step / 10) for step in range(10)])
+
+
+FAMILIES = [
+    *(("ldn_cityscapes", {}), ("vnet_streets", {}), ("ddrnet_cityscapes", {})),
+    ("regseg_streets", {}),
+    ("vnet_streets", {"model": "pspnet-r50"}),
+    ("denseaspp_streets", {}),
+    ("denseaspp_cityscapes", {}),  # frozen
+    ("denseaspp_streets", {"model": "denseaspp121", "model_options": {}}),
+    *(("fastfcn_pcontext", {"model": f"fastfcn-r50-{head}-jpu"}) for head in ("enc", "aspp", "psp")),
+    *(("fastfcn_streets", {"model": f"fastfcn-r50-enc-{up}"}) for up in ("none", "bilinear", "fpn", "jpu")),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), FAMILIES)
+def test_every_trained_parameter_of_a_family_is_optimized_once(name, changes):
+    """FastFCN's authors first left out the JPU, which cost three points."""
+    made = recipe(name, **changes)
+    model = build(made)
+    members = [p for group in setup.make_optimizer(model, made).param_groups for p in group["params"]]
+    assert len({id(p) for p in members}) == len(members) > 0
+    assert {id(p) for p in members} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_fastfcns_jpu_and_heads_learn_ten_times_faster():
+    made = recipe("fastfcn_pcontext", batch_size=8)
+    model = build(made)
+    optimizer = setup.make_optimizer(model, made)
+    setup.set_rate(optimizer, made, 0, 0, 624)
+    found = rates(model, optimizer)
+    parts = {name.partition(".")[0] for name in found}
+    assert parts == {"backbone", "up", "head", "aux"}
+    for name, rate in found.items():
+        assert rate == pytest.approx(0.0005 if name.startswith("backbone.") else 0.005), name
+    assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
+
+
+def test_a_frozen_backbone_is_not_optimized():
+    made = recipe("denseaspp_cityscapes")
+    model = models.build(made.model, num_classes=20, device="meta", **made.model_options)
+    optimizer = setup.make_optimizer(model, made)
+    assert not any(name.startswith("backbone.") for name in rates(model, optimizer))
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == 2_252_820
+
+
+FASTFCN = {
+    "model": "fastfcn-r50-enc-jpu",
+    "model_options": {"width": 4},
+    "augmentation": "fastfcn",
+    "short_side": (32, 40),
+    "crop": (32, 32),
+    "blur": 0.5,
+    "aux_loss": "plain",
+    "aux_weight": 0.2,
+    "presence_weight": 0.3,
+    "optimizer": "sgd",
+    "head_lr_multiplier": 10.0,
+    "exact_batchnorm": False,
+    "windows": 32,
+    "base_size": 40,
+    "multi_scale": True,
+    "eval_scales": "0.5,1",
+    "val_every": 9,
+    "epochs": 1,
+}
+
+
+def test_fastfcns_protocol_trains_and_is_measured_in_windows(go):
+    run = go(FASTFCN, model=None, limit_val=1)
+    assert len(run.steps) == 3
+    for step in run.steps:
+        parts = step["parts"]
+        assert set(parts) == {"main", "fcn", "presence"}
+        expected = parts["main"] + 0.2 * parts["fcn"] + 0.3 * parts["presence"]
+        assert step["loss"] == pytest.approx(expected, rel=1e-5)
+    for evaluation in (run.evaluation, run.multi_scale):
+        assert evaluation.windows == Windows(side=32, base_size=40, combine="exp")
+    assert (run.evaluation.scales, run.evaluation.flip) == ((1.0,), False)
+    assert (run.multi_scale.scales, run.multi_scale.flip) == ((0.5, 1.0), True)
+
+
+def test_whole_images_are_measured_without_windows(tiny):
+    assert setup.windows(tiny.tiny_recipe(base_size=100)) is None
+
+
+def test_auxiliary_heads_run_where_a_loss_needs_them(tiny):
+    model = tiny.TinyNet()
+    for weights, expected in (((0.0, 0.0), {"auxiliary": False}), ((0.0, 0.2), {}), ((0.4, 0.0), {})):
+        made = tiny.tiny_recipe(aux_weight=weights[0], presence_weight=weights[1])
+        assert setup.forward_options(model, made) == expected
+
+
+def test_a_chunked_loss_of_fastfcn_would_be_another():
+    made = recipe("fastfcn_streets", chunked_loss=True)
+    with pytest.raises(ValueError, match=r"without aligning their corners, which FastFCN does.* leave out"):
+        setup.forward_options(build(made), made)
+
+
+def test_presence_needs_a_model_that_predicts_it(go):
+    with pytest.raises(ValueError, match=r"presence_weight=0\.2, but the model gives no 'presence'"):
+        go({"presence_weight": 0.2})
+
+
+def test_outputs_without_a_loss_are_refused_on_several_processes(tiny):
+    output = {"out": 1, "aux": {}, "presence": 1}
+    both = tiny.tiny_recipe(aux_weight=0.2, presence_weight=0.2)
+    setup.check_all_used(output, both)
+    setup.check_all_used({"out": 1}, tiny.tiny_recipe(aux_weight=0.0))
+    with pytest.raises(
+        ValueError, match="presence_weight=0, but the model gives 'presence' too, and on several"
+    ):
+        setup.check_all_used(output, tiny.tiny_recipe(aux_weight=0.2))
+    with pytest.raises(ValueError, match="aux_weight=0, but the model gives 'aux' too"):
+        setup.check_all_used(output, tiny.tiny_recipe(aux_weight=0.0, presence_weight=0.2))
+
+
+def test_one_image_size_is_trained_and_measured(go, tiny, monkeypatch):
+    sets = {"train": tiny.TinySet(), "val": tiny.TinySet(2, "val", 1, ignored=False)}
+    monkeypatch.setattr(inputs.data, "load", lambda name, split, **options: sets[split])
+    changes = {"image_size": (24, 40), "crop": (24, 40), "epochs": 1}
+    run = go(changes, train_set=None, val_set=None)
+    assert run.evaluation.matrix.sum() == 2 * 24 * 40
+    assert state.load(run.folder / "final.pt")["image_size"] == [24, 40]
+    assert setup.instance_sizes(recipe("ldn_cityscapes")) is not None
+    assert setup.instance_sizes(recipe("ldn_cityscapes", image_size=(512, 1024))) is None
+
+
 SMALL = {"model": "ladder-resnet18-32-4", "exact_batchnorm": False, "learning_rate": 1e-3, "val_every": 9}
 
 
@@ -600,6 +771,28 @@ def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
     (tmp_path / "wrong.pt").write_bytes(trained.read_bytes()[:500])
     with pytest.raises(ValueError, match="truncated"):
         prepared(tmp_path / "wrong.pt", 3)
+
+
+FROZEN = {"backbone": "small", "growth": 4}
+
+
+def test_a_random_backbone_that_never_learns_leaves_no_run(go, tiny, tmp_path):
+    changes = {"model": "denseaspp-student4", "model_options": FROZEN}
+    with pytest.raises(ValueError, match=r"denseaspp-student4 is frozen.* weights='imagenet', .*'frozen': F"):
+        go(changes, model=None)
+    assert not (tmp_path / "run").exists()
+    setup.check_weights(tiny.tiny_recipe(**changes), tiny.TinyNet())  # your own model is your own affair
+    changes["model_options"] = {**FROZEN, "frozen": False}
+    setup.check_weights(tiny.tiny_recipe(**changes), None)
+    setup.check_weights(recipe("denseaspp_cityscapes"), None)
+
+
+@pytest.mark.parametrize("head", ["psp", "aspp"])
+def test_a_model_without_presence_leaves_no_run(go, tmp_path, head):
+    changes = {**FASTFCN, "model": f"fastfcn-r50-{head}-jpu"}
+    with pytest.raises(ValueError, match=rf"presence_weight=0\.3 .* fastfcn-r50-{head}-jpu does not predict"):
+        go(changes, model=None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

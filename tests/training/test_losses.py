@@ -11,7 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from segkit.training import losses
-from segkit.training.losses import label_distribution, ohem_cross_entropy, segmentation_loss
+from segkit.training.losses import (
+    class_presence,
+    label_distribution,
+    ohem_cross_entropy,
+    presence_loss,
+    segmentation_loss,
+)
 
 CLASSES = 4
 
@@ -335,3 +341,103 @@ def test_ohem_refuses_labels_that_do_not_fit():
         ohem_cross_entropy(output["out"], torch.full_like(labels, 7))
     with pytest.raises(ValueError, match="leave out chunked or main_loss"):
         segmentation_loss(output, labels, chunked=True, main_loss=ohem_cross_entropy)
+
+
+def presence_case():
+    output, labels = make_case()
+    labels[0][labels[0] == 2] = 1  # the first image lacks class 2, and the second 0 and 3
+    labels[1][(labels[1] == 0) | (labels[1] == 3)] = 255
+    logits = torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    return {**output, "presence": logits}, labels
+
+
+def test_presence_is_whether_a_labelled_pixel_has_the_class():
+    _, labels = presence_case()
+    assert class_presence(labels, num_classes=CLASSES).tolist() == [[1, 1, 0, 1], [0, 1, 1, 0]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays.arrays(np.int64, (2, 3, 4), elements=st.sampled_from([0, 1, 2, 3, 255])))
+def test_presence_is_that_of_a_set(values):
+    found = class_presence(torch.from_numpy(values), num_classes=CLASSES)
+    for row, image in zip(found, values, strict=True):
+        assert {int(c) for c in row.nonzero()} == set(np.unique(image).tolist()) - {255}
+
+
+def test_fastfcns_loss_is_the_sum_of_its_parts():
+    output, labels = presence_case()
+    total, parts = segmentation_loss(output, labels, aux_weight=0.2, aux_loss="plain", presence_weight=0.3)
+    main = F.cross_entropy(output["out"], labels, ignore_index=255)
+    auxiliary = {
+        name: F.cross_entropy(
+            F.interpolate(logits, (16, 24), mode="bilinear", align_corners=True), labels, ignore_index=255
+        )
+        for name, logits in output["aux"].items()
+    }
+    p = output["presence"].sigmoid()
+    target = torch.tensor([[1.0, 1, 0, 1], [0, 1, 1, 0]])
+    presence = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    assert list(parts) == ["main", *output["aux"], "presence"]
+    torch.testing.assert_close(parts["main"], main.detach())
+    for name, value in (*auxiliary.items(), ("presence", presence)):
+        torch.testing.assert_close(parts[name], value.detach())
+    mean = sum(auxiliary.values()) / 3
+    torch.testing.assert_close(total, main + 0.2 * mean + 0.3 * presence)
+    total.backward()
+    for logits in (output["out"], *output["aux"].values(), output["presence"]):
+        assert logits.grad.abs().sum() > 0
+
+
+def test_presence_goes_with_soft_auxiliary_losses_and_without_any():
+    output, labels = presence_case()
+    plain, _ = segmentation_loss(output, labels)
+    total, parts = segmentation_loss(output, labels, presence_weight=0.5)
+    torch.testing.assert_close(total, plain + 0.5 * parts["presence"])
+    total, parts = segmentation_loss(output, labels, aux_weight=0, presence_weight=0.5)
+    assert list(parts) == ["main", "presence"]
+    torch.testing.assert_close(total, parts["main"] + 0.5 * parts["presence"])
+
+
+def test_an_image_without_labels_says_nothing_about_its_classes():
+    output, labels = presence_case()
+    labels[1] = 255
+    alone = presence_loss(output["presence"][:1], labels[:1])
+    torch.testing.assert_close(presence_loss(output["presence"], labels), alone)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_fastfcns_loss_with_all_ignored_is_zero_with_zero_gradient(chunked):
+    output, labels = presence_case()
+    total, parts = segmentation_loss(
+        output, torch.full_like(labels, 255), aux_loss="plain", presence_weight=0.2, chunked=chunked
+    )
+    total.backward()
+    assert total.item() == 0
+    assert all(part.item() == 0 for part in parts.values())
+    for logits in (output["out"], *output["aux"].values(), output["presence"]):
+        assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_plain_auxiliary_losses_go_with_a_chunked_main_loss():
+    output, labels = presence_case()
+    options = {"aux_loss": "plain", "presence_weight": 0.2}
+    plain, plain_parts = segmentation_loss(output, labels, **options)
+    total, parts = segmentation_loss(output, labels, chunked=True, **options)
+    torch.testing.assert_close(total, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts, plain_parts, rtol=1e-6, atol=0)
+
+
+def test_errors_of_fastfcns_loss_say_what_to_do():
+    output, labels = presence_case()
+    with pytest.raises(ValueError, match="aux_loss is 'soft' or 'plain', not 'hard'"):
+        segmentation_loss(output, labels, aux_loss="hard")
+    del output["presence"]
+    message = (
+        "presence_weight=0.2, but the model gives no 'presence', only 'out', 'aux': take one with an Enc"
+    )
+    with pytest.raises(ValueError, match=message):
+        segmentation_loss(output, labels, presence_weight=0.2)
+    with pytest.raises(ValueError, match=r"one row for each of the labels \(2, 16, 24\), not \(1, 4\)"):
+        presence_loss(torch.zeros(1, CLASSES), labels)
+    with pytest.raises(ValueError, match="label 7 is neither a class"):
+        class_presence(torch.full_like(labels, 7), num_classes=CLASSES)

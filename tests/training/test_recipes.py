@@ -6,9 +6,12 @@ import json
 import pytest
 
 from segkit import models
+from segkit.evaluation.windows import FASTFCN_SCALES
+from segkit.training.fields import LATER
 from segkit.training.recipes import RECIPES, Recipe, recipe
 
 REGSEG = [name for name in RECIPES if name.startswith("regseg_") or name == "ddrnet_cityscapes"]
+NEWER = [name for name in RECIPES if name.startswith(("denseaspp_", "fastfcn_"))]
 
 
 def test_section_6_1_on_full_cityscapes():
@@ -91,12 +94,68 @@ def test_regseg_on_camvid():
 def test_older_recipes_do_nothing_of_regsegs():
     plain = Recipe()
     fields = ("short_side", "rand_augment", "class_uniform", "loss", "drop_last", "warmup_steps", "data_seed")
-    for name in set(RECIPES) - set(REGSEG):
+    for name in set(RECIPES) - {*REGSEG, *NEWER}:
         made = RECIPES[name]
         assert [getattr(made, field) for field in fields] == [getattr(plain, field) for field in fields]
         assert made.decay_batchnorm
     values = ((0, 0), 0, 0.0, "cross_entropy", False, 0, -1)
     assert tuple(getattr(plain, field) for field in fields) == values
+
+
+def test_recipes_of_before_leave_later_fields_alone():
+    plain = Recipe()
+    for name in set(RECIPES) - set(NEWER):
+        changed_fields = [f for f in LATER if getattr(RECIPES[name], f) != getattr(plain, f)]
+        assert changed_fields == [], name
+
+
+def test_denseaspp_as_in_section_4_3_of_the_report():
+    made = recipe("denseaspp_cityscapes")
+    assert (made.model, made.weights, made.dataset) == ("denseaspp-student4", "imagenet", "cityscapes")
+    assert made.dataset_options == {"num_classes": 20}
+    assert (made.optimizer, made.learning_rate, made.weight_decay) == ("adam", 3e-4, 1e-5)
+    assert (made.epochs, made.batch_size) == (60, 8)
+    assert made.image_size == made.crop == (512, 1024)
+    assert recipe("denseaspp_cityscapes", cache_features=True).cache_features  # nothing random is in the way
+    streets = recipe("denseaspp_streets")
+    assert streets.model_options["frozen"] is False and streets.weights == "none"
+    assert streets.crop == streets.dataset_options["size"]
+
+
+def test_fastfcn_as_in_section_4_1_and_its_release():
+    made = recipe("fastfcn_pcontext")
+    assert (made.model, made.dataset, made.epochs, made.batch_size) == (
+        *("fastfcn-r50-enc-jpu", "pascal_context"),
+        *(80, 16),
+    )
+    assert (made.optimizer, made.momentum, made.weight_decay, made.decay_batchnorm) == (
+        "sgd",
+        0.9,
+        1e-4,
+        True,
+    )
+    assert (made.learning_rate, made.lr_batch, made.head_lr_multiplier) == (0.001, 16, 10)
+    assert (made.pretrained_lr_divisor, made.schedule, made.poly_power, made.drop_last) == (
+        1,
+        "poly",
+        0.9,
+        True,
+    )
+    assert (made.augmentation, made.crop, made.short_side, made.flip, made.blur) == (
+        *("fastfcn", (480, 480), (260, 1040)),
+        *(0.5, 0.5),
+    )
+    assert (made.aux_loss, made.aux_weight, made.presence_weight, made.seed) == ("plain", 0.2, 0.2, 1)
+    assert (made.windows, made.base_size, made.combine) == (480, 520, "exp")
+    assert made.scales == FASTFCN_SCALES
+    assert changed("fastfcn_ade20k", "fastfcn_pcontext") == {"dataset", "epochs", "learning_rate"}
+    made = recipe("fastfcn_ade20k")
+    assert (made.dataset, made.epochs, made.learning_rate) == ("ade20k", 120, 0.01)
+    assert changed("fastfcn_ade20k_trainval", "fastfcn_ade20k") == {
+        *("weights", "train_split", "val_split", "epochs", "learning_rate"),
+    }
+    made = recipe("fastfcn_ade20k_trainval")
+    assert (made.weights, made.train_split, made.epochs, made.learning_rate) == ("", "trainval", 20, 0.001)
 
 
 def test_recipes_of_ladder_densenets_have_one_optimizer_and_schedule():
@@ -139,7 +198,7 @@ def test_changes_keep_the_rest():
     ("name", "changes", "message"),
     [
         ("ldn_street", {}, "no recipe named 'ldn_street': did you mean ldn_streets"),
-        ("zzz", {}, "there is ddrnet_cityscapes, ldn_camvid, "),
+        ("zzz", {}, "there is ddrnet_cityscapes, denseaspp_cityscapes, "),
         ("ldn_streets", {"epoch": 1}, "no field 'epoch': did you mean epochs"),
         ("ldn_streets", {"epochs": "3"}, "epochs is a whole number, not '3'"),
         ("ldn_streets", {"epochs": True}, "epochs is a whole number, not True"),
