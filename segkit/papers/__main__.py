@@ -100,7 +100,7 @@ def _opened(result: Result) -> str:
         "claim": claim.id,
         "where": claim.where,
         "printed": claim.printed,
-        "compared": f"{claim.value:g} {claim.unit}",
+        "compared": f"{claim.value:.12g} {claim.unit}".rstrip(),
         "kind": claim.kind,
         "how": _call(claim.how),
         "command": claim.command,
@@ -126,7 +126,7 @@ def _call(how: Mapping[str, object]) -> str:
 def _ours(result: Result) -> str:
     """Ours with two digits more than printed; under both readings where there are two."""
     written = re.search(r"\d\.(\d+)", result.claim.printed)
-    decimals = 2 + len(written[1] if written else f"{result.claim.value:g}".partition(".")[2])
+    decimals = 2 + len(written[1] if written else f"{result.claim.value:.12g}".partition(".")[2])
     values = [value for value in (result.ours, result.instead) if value is not None]
     return " | ".join(f"{value:.{decimals}f}" for value in values) or "-"
 

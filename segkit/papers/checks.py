@@ -18,7 +18,7 @@ from segkit import models
 from segkit.measure import cost, peak_memory
 from segkit.measure.peak import largest_batch as search_largest_batch
 from segkit.models.densenet import DenseNet
-from segkit.papers import regseg_checks, vnet_checks
+from segkit.papers import denseaspp_checks, fastfcn_checks, regseg_checks, vnet_checks
 from segkit.training.recipes import RECIPES
 
 MEGAPIXEL = 1024  # "FLOP 1MPx" is the work on one 1024x1024 image (LDN Sec. 6.1)
@@ -269,6 +269,8 @@ FUNCTIONS = merged(
     },
     vnet_checks.FUNCTIONS,
     regseg_checks.FUNCTIONS,
+    denseaspp_checks.FUNCTIONS,
+    fastfcn_checks.FUNCTIONS,
 )
 
 
@@ -276,7 +278,8 @@ def forget() -> None:
     """Drop what was counted, so that the next check sees a model that was edited in between."""
     for counted in (_network, _model_cost, _classifier_cost, _backbone, _peak):
         counted.cache_clear()
-    regseg_checks.forget()
+    for module in (regseg_checks, denseaspp_checks, fastfcn_checks):
+        module.forget()
 
 
 def _frozen(options: dict[str, object]) -> tuple[tuple[str, object], ...]:
