@@ -260,8 +260,8 @@ def test_wrong_ratio(network):
 
 
 @all_models
-def test_paper_scale_below_earlier_frontiers():
-    """LDN121 32->4, batch 6, 768x768, AMSGrad, by checkpoints alone."""
+def test_paper_scale():
+    """LDN121 32->4, batch 6, 768x768, AMSGrad, by checkpoints alone; the paper's best: 2106 MB, 132.6 G."""
     search = planner._Search(
         build("ldn121-32-4", device="meta"),
         6,
@@ -270,13 +270,9 @@ def test_paper_scale_below_earlier_frontiers():
         optimizer="amsgrad",
         precision="fp32",
     )
-    # The paper's best row keeps 2106 MB and redoes 132.6 G; a prototype's frontier had these points.
-    for mib, gmac in ((4770, 0), (2714, 34), (1864, 81), (1567, 115), (1490, 127)):
-        found = search.within(mib * MIB)
-        assert found.total <= mib * MIB
-        assert found.recomputed_macs <= gmac * 1e9
     assert search.leanest().total < 1230 * MIB
     found = search.within(1490 * MIB)
+    assert found.total <= 1490 * MIB
     assert found.recomputed_macs < 83e9
     assert found.recompute == PLANNED  # which the benchmark of checkpoints runs
 
@@ -298,6 +294,17 @@ class TestMeasured:
             for row in (part["plans"][len(part["plans"]) // 2], part["plans"][-1]):
                 peak = self.peak(row, part["step"], part["precision"])
                 assert (peak.total, peak.recomputed_macs) == (row["predicted"], row["recomputed_macs"])
+
+    def test_below_earlier_frontiers(self):
+        (chunked,) = (
+            part["plans"]
+            for part in self.result["frontiers"]
+            if (part["step"], part["precision"]) == ("chunked", "fp32")
+        )
+        # A prototype's frontier had these points.
+        for mib, gmac in ((4770, 0), (2714, 34), (1864, 81), (1567, 115), (1490, 127)):
+            work = [row["recomputed_macs"] for row in chunked if row["predicted"] <= mib * MIB]
+            assert min(work) <= gmac * 1e9
 
     def test_largest_batches(self):
         row = self.result["largest_batch"][-1]
