@@ -30,6 +30,8 @@ NOT_COMPARED: dict[str, set[str]] = {
     "04_vnet_reversible": {"c39"},  # the scores of the three trained networks
     "05_receptive_field": {"c33"},  # how far the gradients of trained networks reach
     "06_regseg_train": {"c09", "c18", "c32", "c39"},  # times, and the scores of trained networks
+    "07_denseaspp": {"c26", "c30", "c35", "c39", "c43", "c44", "c48"},  # times; what trained networks answer
+    "08_jpu_ablation": {"c31", "c35"},  # times, and the scores of trained networks
 }
 EXEMPT_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 

@@ -291,6 +291,7 @@ KIT: dict[str, dict[str, tuple[Callable[[], nn.Module], dict]]] = {
         "PSPNet R50": (_ours("pspnet-r50"), {}),
         "PSPNet R101": (_ours("pspnet-r101"), {}),
         "R50 + ASPP": (_deeplab, {}),
+        "DenseASPP121": (_ours("denseaspp121"), {}),
     },
     "strided, upsampled again": {
         "LDN121 32→4": (_ours("ldn121-32-4"), {}),
@@ -298,6 +299,7 @@ KIT: dict[str, dict[str, tuple[Callable[[], nn.Module], dict]]] = {
         "LDN121 128→4": (_ours("ldn121-128-4"), {}),
         "SegNet": (_ours("segnet"), {}),
         "DDRNet-23": (_ours("ddrnet23"), {}),
+        "R50 + JPU": (_ours("fastfcn-r50-psp-jpu"), {}),
     },
     "small, dilated inside": {
         "VNet": (_ours("vnet"), {}),
