@@ -283,10 +283,15 @@ def at_the_peak(peak: PeakMemory) -> dict[str, float]:
     return parts
 
 
-def recorded(folder: Path = MEASURED) -> dict | None:
-    """What ``python -m segkit.bench reversible`` measured last, as it was written; None where nothing was."""
-    path = folder / "reversible.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+def recorded(folder: Path = MEASURED, *, name: str = "reversible.json") -> dict | None:
+    """What ``python -m segkit.bench reversible`` measured last, as it was written; None where nothing was.
+
+    Args:
+        folder: where measured files are.
+        name: of another measured file.
+    """
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def recorded_line(result: Mapping | None) -> str:
@@ -296,6 +301,29 @@ def recorded_line(result: Mapping | None) -> str:
     machine = result["machine"]
     device = machine.get("gpu") or f"{machine['processor']}, threads: {machine['threads']}"
     return f"{result['command']}\n{result['date'][:10]}, {device}, torch {result['versions']['torch']}"
+
+
+def recorded_run(run: Mapping) -> str:
+    """A real run as lines of text: its command, its length and how it went on, its scores by class.
+
+    Args:
+        run: as ``python -m segkit.bench training`` wrote it.
+    """
+    loss, scores = run["epochs"]["loss"], run["result"]["evaluation"]
+    tenth = max(1, len(loss) // 10)
+    ious = [(iou, name) for name, iou in scores["iou_by_class"].items() if iou is not None]
+    date, version = run["date"][:10], run["versions"]["torch"].partition("+")[0]
+    return "\n".join(
+        (
+            run["trained_with"],
+            f"{len(loss)} epochs, {run['steps']:,} steps, {date}, torch {version}",
+            f"loss {loss[0]:.2f} in the first epoch, {loss[-1]:.3f} in the last; "
+            f"over the last tenth of the run it fell by {1 - loss[-1] / loss[-1 - tenth]:.1%}",
+            f"{run['result']['split']}: mIoU {scores['miou']:.1%}, "
+            f"pixel accuracy {scores['pixel_accuracy']:.1%}",
+            ", ".join(f"{name} {iou:.0%}" for iou, name in sorted(ious, reverse=True)),
+        )
+    )
 
 
 def recorded_peaks(result: Mapping | None, ways: Mapping[str, str]) -> dict[str, dict[int, float]]:
