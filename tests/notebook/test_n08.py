@@ -73,7 +73,9 @@ def test_a_merge_written_out_is_the_modules():
 def test_the_list_of_the_first_release_lacks_the_jpu():
     net, groups = EXERCISES["08.5"].cases[0]()
     assert n08._missing(net, groups) == sum(p.numel() for p in net["up"].parameters()) > 0
-    assert repr(groups) == "of 2 groups" and repr(n08.Groups([{}])) == "of 1 group"
+    tensors = sum(len(group["params"]) for group in groups)
+    assert repr(groups) == f"of 2 groups, {tensors} tensors"
+    assert repr(n08.Groups([{"params": [torch.zeros(1)] * 2}])) == "of 1 group, 2 tensors"
     model = models.build("fastfcn-r50-enc-jpu", num_classes=59, device="meta")
     optimizer = torch.optim.SGD(
         [{"params": part.parameters()} for part in (model.backbone, model.head, model.aux)], lr=0.1

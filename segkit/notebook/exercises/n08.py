@@ -145,10 +145,11 @@ def _pyramid_case(height: int, width: int) -> Callable[[], tuple]:
 
 # 08.5
 class Groups(list):
-    """An optimizer's ``param_groups``; shown in hints by their number."""
+    """An optimizer's ``param_groups``; shown in hints by their number and how many tensors they hold."""
 
     def __repr__(self) -> str:
-        return f"of {len(self)} group{'s' * (len(self) != 1)}"
+        tensors = sum(len(group["params"]) for group in self)
+        return f"of {len(self)} group{'s' * (len(self) != 1)}, {tensors} tensors"
 
 
 def _missing(model: nn.Module, groups: Sequence[dict]) -> int:
