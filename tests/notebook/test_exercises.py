@@ -161,6 +161,13 @@ def test_each_typical_mistake_gets_its_own_hint(name):
     assert {answer: hint(name, answer) for answer in expected} == expected
 
 
+# Of other kinds the notebook's own test asks for what is right.
+@pytest.mark.parametrize("name", [name for name in EXERCISES if type(EXERCISES[name]) in (Value, Function)])
+def test_what_is_expected_is_right(name):
+    exercise = EXERCISES[name]
+    assert hint(name, exercise.expected if isinstance(exercise, Value) else exercise.reference) is None
+
+
 @pytest.mark.parametrize("name", EXERCISES)
 def test_blanks_fail(name):
     assert hint(name, ...) == UNANSWERED
