@@ -434,6 +434,7 @@ class Row:
         peak: of a training step.
         fps: printed frames per second.
         pixacc, miou: printed percent; None with ResNet-101, which Table 1 has not.
+        median: seconds of a pass on one thread, as `segkit.bench jpu` measured; None where it has not.
     """
 
     backbone: str
@@ -444,15 +445,20 @@ class Row:
     fps: float
     pixacc: float | None
     miou: float | None
+    median: float | None
 
 
-def ablation(claims: Ledger) -> list[Row]:
+def ablation(claims: Ledger, *, folder: Path = MEASURED) -> list[Row]:
     """The rows of Table 2, ours beside the paper's.
 
     Args:
         claims: FastFCN's.
+        folder: where `segkit.bench jpu` wrote how long they take.
     """
     known = {claim.id: claim.value for claim in claims}
+    file = folder / "jpu.json"
+    timed = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    medians = {row["model"].removeprefix("fastfcn-"): row["median"] for row in timed}
     rows = []
     for backbone in bench.BACKBONES:
         for head in HEADS:
@@ -465,16 +471,18 @@ def ablation(claims: Ledger) -> list[Row]:
                     known.get(f"fastfcn.table1.{head}-{upsampling}.{column}") if backbone == "r50" else None
                     for column in ("pixacc", "miou")
                 ]
-                rows.append(Row(backbone, head, upsampling, whole(key), peak(key), fps, *printed))
+                rows.append(
+                    Row(backbone, head, upsampling, whole(key), peak(key), fps, *printed, medians.get(key))
+                )
     return rows
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     lines = [
-        f"{'':<26}{'ours, of a 512x512 image':^32}{'step':>8}{'paper':>10}",
-        f"{'backbone, head, upsampling':<26}{'parameters':>12}{'GMAC':>9}{'kept MiB':>11}{'GiB':>8}"
-        f"{'FPS':>10}{'pixAcc %':>10}{'mIoU %':>8}",
+        f"{'':<26}{'ours, of a 512x512 image':^40}{'step':>8}{'paper':>9}",
+        f"{'backbone, head, upsampling':<26}{'parameters':>12}{'GMAC':>9}{'kept MiB':>11}{'CPU s':>8}"
+        f"{'GiB':>8}{'FPS':>9}{'pixAcc %':>10}{'mIoU %':>8}",
     ]
     for row in rows:
         name = f"{row.backbone.upper():<5}{HEAD_NAMES[row.head]:<9}{PAPERS_NAMES[row.upsampling]}"
@@ -482,10 +490,11 @@ def ablation_table(rows: Sequence[Row]) -> str:
             f"{value:>{room}.2f}" if value is not None else " " * room
             for value, room in ((row.pixacc, 10), (row.miou, 8))
         )
+        seconds = f"{row.median:>8.2f}" if row.median is not None else f"{'-':>8}"
         lines.append(
             (
                 f"{name:<26}{row.spent.params:>12,}{row.spent.macs / 1e9:>9.2f}{row.spent.kept / MIB:>11.0f}"
-                f"{row.peak.total / GIB:>8.2f}{row.fps:>10.2f}{printed}"
+                f"{seconds}{row.peak.total / GIB:>8.2f}{row.fps:>9.2f}{printed}"
             ).rstrip()
         )
     return "\n".join(lines)
