@@ -6,7 +6,6 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
 from segkit.data.labels import CITYSCAPES19
 from segkit.notebook import aspp_plots, plots
@@ -61,18 +60,9 @@ FIGURES = {
 }
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_show_their_numbers_and_have_room(name, assert_room, recwarn):
-    make, expected = FIGURES[name]
-    figure = make()
-    assert plots.png(figure, small=False).startswith(b"\x89PNG")
-    assert expected in texts(figure)
-    assert_room(figure)
-    assert not [str(warning.message) for warning in recwarn]
+def test_figures_show_their_numbers_and_have_room(name, assert_shows):
+    assert_shows(*FIGURES[name])
 
 
 def test_a_mask_has_as_many_dots_as_cells_touched():
@@ -104,7 +94,7 @@ def test_names_do_not_cover_each_other():
     assert 7.9 + aspp_plots._beside({text: (7.9, y)}, 8, 3)[text][0] + 0.083 * len(text) <= 8
 
 
-def test_the_explorer_marks_all_points_and_the_chosen_one_twice(recwarn):
+def test_the_explorer_marks_all_points_and_the_chosen_one_twice(recwarn, texts):
     figure = Figure(figsize=(9, 2.6))
     heat = torch.linspace(-1, 1, 32).view(4, 8)
     points = [(0, 0), (1, 3), (3, 7)]

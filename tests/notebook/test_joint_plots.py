@@ -4,9 +4,8 @@ import time
 
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from segkit.notebook import joint_plots, plots
+from segkit.notebook import joint_plots
 from segkit.notebook.joint import GIB, MIB, PARTS, Apart, Block, Peak, Spent
 
 APART = Apart(
@@ -63,18 +62,9 @@ FIGURES = {
 }
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_show_their_numbers_and_have_room(name, assert_room, recwarn):
-    make, expected = FIGURES[name]
-    figure = make()
-    assert plots.png(figure, small=False).startswith(b"\x89PNG")
-    assert expected in texts(figure)
-    assert_room(figure)
-    assert not [str(warning.message) for warning in recwarn]
+def test_figures_show_their_numbers_and_have_room(name, assert_shows):
+    assert_shows(*FIGURES[name])
 
 
 def test_rings_are_what_the_real_convolutions_put_out():
@@ -110,7 +100,7 @@ def test_the_waterfall_ends_where_the_second_network_stands():
     assert widths == sorted(widths)
 
 
-def test_changes_of_memory_are_by_kind():
+def test_changes_of_memory_are_by_kind(texts):
     figure = joint_plots.kinds_of_memory(PEAKS, [("R50 None", "R50 JPU")])
     changes = [bar.get_width() for bar in figure.axes[1].patches]
     assert changes == [128, -1024] and "gradients" not in texts(figure)

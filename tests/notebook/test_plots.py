@@ -15,10 +15,6 @@ from segkit.notebook import plots
 SPACE = LabelSpace("three", ("road", "sky", "pole"), ((128, 64, 128), (70, 130, 180), (153, 153, 153)))
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
-
-
 def widths(axis):
     return [patch.get_width() for patch in axis.patches if isinstance(patch, Rectangle)]
 
@@ -104,7 +100,7 @@ def test_image_grid_takes_both_layouts_and_refuses_others(scene):
         plots.image_grid([image.float()])
 
 
-def test_class_frequencies_are_sorted_and_in_percent():
+def test_class_frequencies_are_sorted_and_in_percent(texts):
     figure = plots.class_frequencies(SPACE, [10, 990, 0])
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["sky", "road", "pole"]
@@ -113,7 +109,7 @@ def test_class_frequencies_are_sorted_and_in_percent():
     assert {"99 %", "1 %", "none"} <= set(texts(figure))
 
 
-def test_per_class_iou_orders_by_frequency_and_means_over_what_is_there():
+def test_per_class_iou_orders_by_frequency_and_means_over_what_is_there(texts):
     figure = plots.per_class_iou(SPACE, [0.5, 0.9, None], [1, 99, 0])
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["sky", "road", "pole"]
@@ -143,7 +139,7 @@ def test_head_losses_are_grouped_averaged_and_in_one_scale():
     assert len(plots.head_losses(steps[:2]).axes) == 3, "fewer steps than the window"
 
 
-def test_bars_pair_in_millions_and_billions():
+def test_bars_pair_in_millions_and_billions(texts):
     figure = plots.bars_pair({"DB1": 1e6, "DB4": 3e6}, {"DB1": 20e9, "DB4": 5e9})
     left, right = figure.axes
     assert (widths(left), widths(right)) == ([1, 3], [20, 5])
@@ -152,7 +148,7 @@ def test_bars_pair_in_millions_and_billions():
         plots.bars_pair({"a": 1}, {"b": 1})
 
 
-def test_ladder_ribbon_has_the_boxes_of_the_network():
+def test_ladder_ribbon_has_the_boxes_of_the_network(texts):
     stages = [("DB1", 64, 32), ("DB2", 128, 16), ("SPP", 32, 16), ("TU", 16, 32)]
     figure = plots.ladder_ribbon(stages, [("DB1", "TU")])
     (axis,) = figure.axes
@@ -165,7 +161,7 @@ def test_ladder_ribbon_has_the_boxes_of_the_network():
     assert "DB2\n128" in texts(figure)
 
 
-def test_error_map_and_the_share_of_wrong_pixels(scene):
+def test_error_map_and_the_share_of_wrong_pixels(scene, texts):
     image, truth = scene
     prediction = truth.clone()
     prediction[:4] = 0  # 4 of the 15 labelled rows
