@@ -40,6 +40,18 @@ def _two_alike(a, b, *rest):
     return a.new_empty(a.shape) if _is_plain(a) and _is_plain(b) else NotImplemented
 
 
+def _prelu(x, weight):
+    covered = weight.is_meta and x.dtype == weight.dtype and _is_plain(x)
+    return x.new_empty(x.shape) if covered else NotImplemented
+
+
+def _prelu_backward(gradient, x, weight):
+    covered = weight.is_meta and gradient.dtype == x.dtype == weight.dtype
+    if not (covered and _is_plain(gradient) and _is_plain(x)):
+        return NotImplemented
+    return x.new_empty(x.shape), x.new_empty(x.shape)  # the weight's: autograd sums it up
+
+
 def _upsample(x, size, align_corners, *scales):
     return x.new_empty((*x.shape[:2], *size)) if x.is_contiguous() else NotImplemented
 
@@ -58,6 +70,9 @@ KERNELS: dict[object, Callable] = {
     _aten.threshold_backward.default: _two_alike,
     _aten.add.Tensor: _two_alike,
     _aten.mul.Tensor: _two_alike,
+    _aten.sub.Tensor: _two_alike,
+    _aten._prelu_kernel.default: _prelu,
+    _aten._prelu_kernel_backward.default: _prelu_backward,
     _aten.upsample_bilinear2d.default: _upsample,
     # of the optimizers' updates
     _aten._foreach_sqrt.default: _on_each,

@@ -36,3 +36,15 @@ def test_tensors_with_values_are_computed_as_ever():
     expected = model(x)
     with FastMeta():
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second is not the weight's
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_prelu_is_laid_out_as_pytorchs(memory_format, dtype):
+    x = torch.empty(2, 6, 5, 7, dtype=dtype, device="meta").to(memory_format=memory_format)
+    gradient, weight = torch.empty_like(x), torch.empty(1, 6, 1, 1, device="meta")
+    forward, backward = torch.ops.aten._prelu_kernel.default, torch.ops.aten._prelu_kernel_backward.default
+    pairs = [(meta.run(forward, (x, weight), {}), forward(x, weight))]
+    pairs += zip(meta.run(backward, (gradient, x, weight), {}), backward(gradient, x, weight), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from segkit import models
 from segkit.measure import meta, peak, tracker
 from segkit.measure import step as step_module
 from segkit.measure.on_gpu import measure_on_gpu
@@ -295,8 +296,8 @@ def test_equal_to_torchs_mem_tracker(monkeypatch):
     assert ours == snapshot[torch.device("cpu")]["Total"]
 
 
-def test_own_meta_kernels_give_the_same_as_pytorchs(monkeypatch):
-    build = MODELS["recompute"]
+@pytest.mark.parametrize("build", [MODELS["recompute"], lambda: models.build("vnet", device="meta")])
+def test_own_meta_kernels_give_the_same_as_pytorchs(build, monkeypatch):
     fast = {p: peak_memory(build(), 2, (64, 64), optimizer="amsgrad", precision=p) for p in peak.PRECISIONS}
     monkeypatch.setattr(meta, "KERNELS", {})
     for precision, result in fast.items():
