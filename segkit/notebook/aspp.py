@@ -4,7 +4,6 @@
 place of the head's own grid, 8 pixels of the image; K = classes, N = objects, n = atrous layers.
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +31,8 @@ from segkit.models.denseaspp_student import (
     ParallelASPP,
     StudentDenseASPP,
 )
+from segkit.notebook import records
+from segkit.notebook.records import MEASURED
 from segkit.papers import Ledger
 from segkit.training import Recipe, recipe
 
@@ -39,8 +40,7 @@ PARALLEL = (6, 12, 18, 24)  # ASPP's rates
 BEST = (3, 6, 12, 18, 24)  # Section 4.2: the head of model #4
 FILLED = (1, 3, 8, 24, 27)  # ours: BEST's field without a hole
 CELL = 8  # px
-DATA = Path(__file__).parents[2] / "data"
-MEASURED, WEIGHTS = DATA / "measured", DATA / "weights" / "denseaspp_streets.pt"
+WEIGHTS = records.WEIGHTS / "denseaspp_streets.pt"
 TRAIN = (
     "python -m segkit.train denseaspp_streets --dataset-options size=256x512 train=256 val=32 num_classes=20 "
     "--crop 256x512 --flip 0.5 --scale 0.75,1.5 --learning-rate 0.002 --exact-batchnorm --epochs 8 "
@@ -250,13 +250,7 @@ def trained(path: str = "") -> tuple[StudentDenseASPP, LabelSpace]:
         TypeError: if it is a checkpoint of another network.
         ValueError: if it is no checkpoint.
     """
-    file = Path(path).expanduser() if path else WEIGHTS
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}: name a checkpoint, such as runs/denseaspp_streets-12345678/final.pt."
-            if path
-            else f"data/weights/{WEIGHTS.name} is missing. Make it with\n  {TRAIN}\n  {SHIP}"
-        )
+    file = records.weights(path, WEIGHTS, f"{TRAIN}\n  {SHIP}")
     model, space = load_model(file)
     if not isinstance(model, StudentDenseASPP):
         raise TypeError(
@@ -346,13 +340,11 @@ def quiet() -> Iterator[None]:
 
 def recorded_features(folder: Path = MEASURED) -> str:
     """What ``python -m segkit.bench features`` measured last, in lines; without it, how to measure."""
-    path = folder / "features.json"
-    if not path.is_file():
+    result = records.read("features.json", folder)
+    if result is None:
         return "not measured on a quiet machine yet: python -m segkit.bench features --out data/measured"
-    result = json.loads(path.read_text())
-    device = result["machine"].get("gpu") or f"{result['machine']['processor']}"
     size = "x".join(map(str, result["image_size"]))
-    lines = [f"{result['command']}: {result['date'][:10]}, {device}, {result['model']}, {size}"]
+    lines = [f"{result['command']}: {records.where(result)}, {result['model']}, {size}"]
     lines += [f"{name:<20} {row['median']:7.2f} s an epoch" for name, row in result["epoch"].items()]
     lines += [
         f"{result['faster']:.2f} times as fast; the multiply-adds promise {result['macs']['promised']:.2f}"

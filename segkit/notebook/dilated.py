@@ -3,7 +3,6 @@
 "Rethink Dilated Convolution for Real-time Semantic Segmentation", Gao, Sections 3 and 4.
 """
 
-import json
 import math
 import statistics
 import time
@@ -28,12 +27,13 @@ from segkit.data.transforms import RandomInnerCrop
 from segkit.measure import Latency, cost
 from segkit.measure.latency import compared, interleaved
 from segkit.models.regseg import DILATIONS, DBlock, RegSeg
+from segkit.notebook import records
+from segkit.notebook.records import MEASURED
 from segkit.papers import Ledger
 from segkit.training import Recipe, Run, recipe
 from segkit.training.schedules import poly, warmup
 
 IMAGE = (1024, 2048)  # Section 4.7: an image of Cityscapes
-MEASURED = Path(__file__).parents[2] / "data" / "measured"
 
 # The D block --------------------------------------------------------------------------------------
 
@@ -116,13 +116,10 @@ def block_times(*, maps: tuple[int, int] = (32, 64), rounds: int = 9) -> dict[st
 
 def recorded_blocks(folder: Path = MEASURED) -> str:
     """What ``python -m segkit.bench dblock`` measured last, as lines of text; without it, how to measure."""
-    path = folder / "dblock.json"
-    if not path.is_file():
+    result = records.read("dblock.json", folder)
+    if result is None:
         return "not measured on a quiet machine yet: python -m segkit.bench dblock --out data/measured"
-    result = json.loads(path.read_text())
-    machine = result["machine"]
-    device = machine.get("gpu") or f"{machine['processor']}, threads: {machine['threads']}"
-    lines = [f"{result['command']}: {result['date'][:10]}, {device}"]
+    lines = [f"{result['command']}: {records.where(result)}"]
     lines += [
         f"{row['block']:<16} {1e3 * row['eval']['median']:6.1f} ms, ratio {row['eval']['ratio']:.2f}, "
         f"paper {row['paper_ratio']:.1f}"
@@ -348,7 +345,7 @@ SMALL: dict[str, Any] = {
     "dataset_options": {"size": (128, 256), "train": 64, "val": 16},
     "short_side": (64, 192),  # about the paper's share of the height
     "crop": (96, 96),  # 3/4 of the height, as the paper's
-    "warmup_steps": 8,
+    "warmup_steps": 4,
 }
 
 

@@ -7,7 +7,6 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torchvision
@@ -32,10 +31,11 @@ from segkit.measure.receptive_field import (
 )
 from segkit.models.regseg import DILATIONS, RegSegBackbone
 from segkit.models.vnet import VNet
+from segkit.notebook import records
 
 IMAGE = (1024, 2048)  # Cityscapes
 MEGAPIXEL = (1024, 1024)  # what the Ladder-DenseNet tables call 1 MPx
-WEIGHTS = Path(__file__).parents[2] / "data" / "weights" / "vnet_streets.pt"
+WEIGHTS = records.WEIGHTS / "vnet_streets.pt"
 TRAIN = (
     "python -m segkit.train vnet_streets --dataset-options size=256x512 train=96 val=16 --crop 256x512 "
     "--epochs 20 --val-every 10 --device cpu --out-dir runs/vnet_field"
@@ -370,14 +370,7 @@ def trained(path: str = "") -> nn.Module:
         FileNotFoundError: if it is missing; the message says how to make it.
         ValueError: if it is no checkpoint.
     """
-    file = Path(path).expanduser() if path else WEIGHTS
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}: name a checkpoint, such as runs/vnet_streets-12345678/final.pt."
-            if path
-            else f"data/weights/{WEIGHTS.name} is missing. Make it with\n  {TRAIN}\n  {SHIP}"
-        )
-    return load_model(file)[0]
+    return load_model(records.weights(path, WEIGHTS, f"{TRAIN}\n  {SHIP}"))[0]
 
 
 def untrained(model: nn.Module, *, seed: int = 0) -> nn.Module:

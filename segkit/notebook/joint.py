@@ -6,7 +6,6 @@ auxiliary head included. Nothing is allocated: they are counted on the meta devi
 """
 
 import functools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -30,8 +29,10 @@ from segkit.models.densenet import DenseNet
 from segkit.models.fastfcn import HEADS, UPSAMPLINGS, DeepStemResNet, FastFCN
 from segkit.models.jpu import JointPyramidUpsampling, resize
 from segkit.models.regseg import RegSegBackbone
+from segkit.notebook import records
 from segkit.notebook.dilated import threads
 from segkit.notebook.phases import split
+from segkit.notebook.records import MEASURED
 from segkit.papers import Ledger
 from segkit.training import Recipe, recipe
 
@@ -39,7 +40,6 @@ CLASSES, IMAGE = bench.CLASSES, bench.IMAGE_SIZE
 CROP, PER_GPU = (480, 480), 4  # Section 4.1: 16 crops on four GPUs
 BATCH = 2  # of what is kept, then divided by it: batch norms do not train on one value per channel
 MIB, GIB = 2**20, 2**30
-MEASURED = Path(__file__).parents[2] / "data" / "measured"
 PAPERS_NAMES = {"none": "None", "bilinear": "Bilinear", "fpn": "FPN", "jpu": "JPU"}
 HEAD_NAMES = {"enc": "Encoding", "aspp": "ASPP", "psp": "PSP"}
 
@@ -456,9 +456,8 @@ def ablation(claims: Ledger, *, folder: Path = MEASURED) -> list[Row]:
         folder: where `segkit.bench jpu` wrote how long they take.
     """
     known = {claim.id: claim.value for claim in claims}
-    file = folder / "jpu.json"
-    timed = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
-    medians = {row["model"].removeprefix("fastfcn-"): row["median"] for row in timed}
+    timed = records.read("jpu.json", folder) or {"rows": ()}
+    medians = {row["model"].removeprefix("fastfcn-"): row["median"] for row in timed["rows"]}
     rows = []
     for backbone in bench.BACKBONES:
         for head in HEADS:
@@ -546,13 +545,10 @@ def recorded(folder: Path = MEASURED) -> str:
     """What ``python -m segkit.bench jpu`` measured last, as lines of text; without it, how to measure."""
     lines = []
     for name in ("jpu.json", "jpu_cuda.json"):
-        path = folder / name
-        if not path.is_file():
+        result = records.read(name, folder)
+        if result is None:
             continue
-        result = json.loads(path.read_text())
-        machine = result["machine"]
-        device = machine.get("gpu") or f"{machine['processor']}, threads: {machine['threads']}"
-        lines.append(f"{result['command']}: {result['date'][:10]}, {device}")
+        lines.append(f"{result['command']}: {records.where(result)}")
         for row in result["rows"]:
             paper = row["paper_speed_ratio"]
             lines.append(

@@ -4,10 +4,8 @@
 F(X2), Y1 = Z and Y2 = X2 + Z of the two halves X1 and X2 of its input, and can be undone from Y1 and Y2.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +20,9 @@ from segkit.measure import PeakMemory, peak_memory
 from segkit.memory import chunked_step
 from segkit.memory.reversible import ReversibleSequence
 from segkit.models.vnet import asymmetric
+from segkit.notebook import records
 
 MIB = 2**20
-MEASURED = Path(__file__).parents[2] / "data" / "measured"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -283,54 +281,18 @@ def at_the_peak(peak: PeakMemory) -> dict[str, float]:
     return parts
 
 
-def recorded(folder: Path = MEASURED, *, name: str = "reversible.json") -> dict | None:
-    """What ``python -m segkit.bench reversible`` measured last, as it was written; None where nothing was.
-
-    Args:
-        folder: where measured files are.
-        name: of another measured file.
-    """
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def recorded_line(result: Mapping | None) -> str:
     """Where and when a recorded measurement was made; without one, how to make it."""
     if result is None:
         return "not measured yet: python -m segkit.bench reversible --out data/measured"
-    machine = result["machine"]
-    device = machine.get("gpu") or f"{machine['processor']}, threads: {machine['threads']}"
-    return f"{result['command']}\n{result['date'][:10]}, {device}, torch {result['versions']['torch']}"
-
-
-def recorded_run(run: Mapping) -> str:
-    """A real run as lines of text: its command, its length and how it went on, its scores by class.
-
-    Args:
-        run: as ``python -m segkit.bench training`` wrote it.
-    """
-    loss, scores = run["epochs"]["loss"], run["result"]["evaluation"]
-    tenth = max(1, len(loss) // 10)
-    ious = [(iou, name) for name, iou in scores["iou_by_class"].items() if iou is not None]
-    date, version = run["date"][:10], run["versions"]["torch"].partition("+")[0]
-    return "\n".join(
-        (
-            run["trained_with"],
-            f"{len(loss)} epochs, {run['steps']:,} steps, {date}, torch {version}",
-            f"loss {loss[0]:.2f} in the first epoch, {loss[-1]:.3f} in the last; "
-            f"over the last tenth of the run it fell by {1 - loss[-1] / loss[-1 - tenth]:.1%}",
-            f"{run['result']['split']}: mIoU {scores['miou']:.1%}, "
-            f"pixel accuracy {scores['pixel_accuracy']:.1%}",
-            ", ".join(f"{name} {iou:.0%}" for iou, name in sorted(ious, reverse=True)),
-        )
-    )
+    return f"{result['command']}\n{records.where(result)}, torch {result['versions']['torch']}"
 
 
 def recorded_peaks(result: Mapping | None, ways: Mapping[str, str]) -> dict[str, dict[int, float]]:
     """Recorded peaks in MiB: by name, by number of units; without those that could not be simulated.
 
     Args:
-        result: of `recorded`.
+        result: the record, reversible.json.
         ways: by name, the way as it is recorded.
     """
     peaks: dict[str, dict[int, float]] = {name: {} for name in ways}

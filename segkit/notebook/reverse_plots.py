@@ -519,20 +519,3 @@ def cut_and_lost(cut: Mapping[str, float], lost: Mapping[str, float], sizes: Seq
     panels[0].set_yticks(range(len(sizes)), sizes)
     panels[0].set_ylim(len(sizes) - 0.5, -0.5)
     return figure
-
-
-def real_run(losses: Sequence[float], rates: Sequence[float]) -> Figure:
-    """Loss and learning rate of a long run.
-
-    Args:
-        losses: mean of each epoch, nats.
-        rates: learning rate at the end of each epoch.
-    """
-    figure = new_figure(2.4)
-    epochs = range(1, len(losses) + 1)
-    panels = ((losses, "training loss, nats", BLUE), (rates, "learning rate", ORANGE))
-    for axis, (values, label, color) in zip(figure.subplots(1, 2), panels, strict=True):
-        axis.plot(epochs, values, color=color)
-        axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return figure

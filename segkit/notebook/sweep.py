@@ -3,7 +3,6 @@
 "Efficient Ladder-style DenseNets for Semantic Segmentation of Large Images", Sections 5 and 6.7.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +18,9 @@ from segkit.measure import PeakMemory, peak_memory
 from segkit.measure.peak import MIB, Step, default_step
 from segkit.memory.recompute import COVERS, MODIFIERS, Segments
 from segkit.models.densenet import DenseBlock, DenseUnit
+from segkit.notebook import records
 from segkit.notebook.dense import Kept, OneMap, kept
-from segkit.papers.ledger import MEASURED
+from segkit.notebook.records import MEASURED
 
 # The tables ---------------------------------------------------------------------------------------
 
@@ -361,10 +361,9 @@ COMMANDS = {
 
 def measured(name: str, *, folder: Path = MEASURED) -> dict | None:
     """A committed measurement, one of `COMMANDS`; None if it is not there."""
-    path = folder / name
     if name not in COMMANDS:
         raise ValueError(f"no measurement {name!r}; there are {', '.join(COMMANDS)}")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return records.read(name, folder)
 
 
 def needed(name: str, *, folder: Path = MEASURED) -> dict:

@@ -214,12 +214,8 @@ def test_summary():
         (["--device", "cuda"], "there is no CUDA device; --device cpu times the blocks here"),
     ],
 )
-def test_bad_options(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as error:
-        dblock.main(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_options(arguments, message, assert_refused):
+    assert_refused(dblock.main, arguments, message)
 
 
 def test_the_random_state_stays(narrow):

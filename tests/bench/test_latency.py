@@ -160,12 +160,8 @@ def test_quoted_speeds_have_no_ratio():
         (["--device", "cuda"], "there is no CUDA device; --device cpu times the networks here"),
     ],
 )
-def test_bad_options(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as error:
-        bench.main(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_options(arguments, message, assert_refused):
+    assert_refused(bench.main, arguments, message)
 
 
 def test_the_random_state_stays():

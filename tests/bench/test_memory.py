@@ -53,11 +53,8 @@ def test_only(monkeypatch, capsys):
     assert "no configuration contains 'vgg'" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu(capsys):
-    with pytest.raises(SystemExit):
-        memory.main(["--device", "cuda"])
-    assert "--device meta writes the predictions only" in capsys.readouterr().err
+def test_without_a_gpu(assert_refused):
+    assert_refused(memory.main, ["--device", "cuda"], "--device meta writes the predictions only")
 
 
 def fake_peak(measured_over_predicted, workspace):

@@ -189,7 +189,7 @@ def test_a_record_is_read(tmp_path):
     record = {
         "command": "python -m segkit.bench features",
         "date": "2026-01-02T03:04:05+00:00",
-        "machine": {"processor": "Some CPU"},
+        "machine": {"processor": "Some CPU", "threads": 1},
         "model": "denseaspp-student4",
         "image_size": [128, 256],
         "epoch": {"backbone each step": {"median": 4.2}, "features from disk": {"median": 2.1}},
@@ -198,7 +198,7 @@ def test_a_record_is_read(tmp_path):
     }
     (tmp_path / "features.json").write_text(json.dumps(record))
     head, plain, kept, last = aspp.recorded_features(tmp_path).splitlines()
-    assert head.endswith("2026-01-02, Some CPU, denseaspp-student4, 128x256")
+    assert head.endswith("2026-01-02, Some CPU, threads: 1, denseaspp-student4, 128x256")
     assert plain.split()[-4:] == ["4.20", "s", "an", "epoch"] and kept.split()[-4] == "2.10"
     assert last == "2.00 times as fast; the multiply-adds promise 2.20"
 
