@@ -390,9 +390,6 @@ def head_losses(steps: Sequence[Mapping], *, smooth: int = 5) -> Figure:
     return figure
 
 
-# Networks -----------------------------------------------------------------------------------------
-
-
 def long_run(losses: Sequence[float], rates: Sequence[float]) -> Figure:
     """Loss and learning rate of a long run.
 
@@ -408,6 +405,9 @@ def long_run(losses: Sequence[float], rates: Sequence[float]) -> Figure:
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
+
+
+# Networks -----------------------------------------------------------------------------------------
 
 
 def bars_pair(parameters: Mapping[str, float], macs: Mapping[str, float]) -> Figure:
