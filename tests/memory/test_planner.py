@@ -291,9 +291,9 @@ class TestMeasured:
 
     def test_plans_on_the_frontiers(self):
         for part in self.result["frontiers"]:
-            row = part["plans"][-1]  # the leanest, which recomputes most
-            peak = self.peak(row, part["step"], part["precision"])
-            assert (peak.total, peak.recomputed_macs) == (row["predicted"], row["recomputed_macs"])
+            for row in (part["plans"][len(part["plans"]) // 2], part["plans"][-1]):
+                peak = self.peak(row, part["step"], part["precision"])
+                assert (peak.total, peak.recomputed_macs) == (row["predicted"], row["recomputed_macs"])
 
     def test_below_earlier_frontiers(self):
         (chunked,) = (
@@ -309,9 +309,9 @@ class TestMeasured:
     def test_largest_batches(self):
         row = self.result["largest_batch"][-1]
         model = build(row["model"], device="meta", recompute=row["recompute"])
-        gib, batch = next(iter(row["batch_by_gib"].items()))  # larger ones take longer, loss by loss
-        peaks = [
-            peak_memory(model, b, (row["crop"],) * 2, step=STEPS[row["step"]], optimizer="amsgrad").total
-            for b in (batch, batch + 1)
-        ]
-        assert peaks[0] <= int(gib) * 2**30 < peaks[1]
+        for gib, batch in list(row["batch_by_gib"].items())[:2]:
+            peaks = [
+                peak_memory(model, b, (row["crop"],) * 2, step=STEPS[row["step"]], optimizer="amsgrad").total
+                for b in (batch, batch + 1)
+            ]
+            assert peaks[0] <= int(gib) * 2**30 < peaks[1]
