@@ -35,6 +35,7 @@ def long_run(run: Mapping) -> str:
     """
     loss, scores = run["epochs"]["loss"], run["result"]["evaluation"]
     tenth = max(1, len(loss) // 10)
+    change = loss[-1] / loss[-1 - tenth] - 1
     ious = [(iou, name) for name, iou in scores["iou_by_class"].items() if iou is not None]
     date, version = run["date"][:10], run["versions"]["torch"].partition("+")[0]
     return "\n".join(
@@ -42,7 +43,7 @@ def long_run(run: Mapping) -> str:
             run["trained_with"],
             f"{len(loss)} epochs, {run['steps']:,} steps, {date}, torch {version}",
             f"loss {loss[0]:.2f} in the first epoch, {loss[-1]:.3f} in the last; "
-            f"over the last tenth of the run it fell by {1 - loss[-1] / loss[-1 - tenth]:.1%}",
+            f"over the last tenth of the run it {'fell' if change < 0 else 'rose'} by {abs(change):.1%}",
             f"{run['result']['split']}: mIoU {scores['miou']:.1%}, "
             f"pixel accuracy {scores['pixel_accuracy']:.1%}",
             ", ".join(f"{name} {iou:.0%}" for iou, name in sorted(ious, reverse=True)),

@@ -22,6 +22,8 @@ def test_a_real_run_is_read_and_shown(tmp_path):
     assert lines[0] == run["trained_with"] and lines[1].startswith("4 epochs, 1,234 steps, 2026-01-02")
     assert lines[2].startswith("loss 2.00 in the first epoch, 0.400 in the last")
     assert lines[2].endswith("it fell by 20.0%")
+    at_rest = run | {"epochs": {"loss": [2.0, 1.0, 0.5, 0.51]}}
+    assert records.long_run(at_rest).splitlines()[2].endswith("it rose by 2.0%")
     assert lines[3:] == ["test: mIoU 50.0%, pixel accuracy 80.0%", "road 90%, pole 10%"]
     left, right = plots.long_run(run["epochs"]["loss"], run["epochs"]["lr"]).axes
     assert list(left.lines[0].get_xdata()) == [1, 2, 3, 4] and "nats" in left.get_ylabel()
