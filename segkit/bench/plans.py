@@ -12,7 +12,7 @@ from torch import nn
 
 from segkit import models
 from segkit.bench import _record
-from segkit.measure.peak import MIB, NOT_COUNTED, Step, largest_batch, peak_memory
+from segkit.measure.peak import MIB, NOT_COUNTED, Step, largest_batch, peak_memory, static_bytes
 from segkit.memory import chunked_step, frontier
 
 MODEL, BATCH, SIZE, OPTIMIZER = "ldn121-32-4", 6, (768, 768), "amsgrad"  # of the paper's Table 12
@@ -76,7 +76,8 @@ def largest_batches(model: nn.Module, crop: int, step: Step | None) -> dict[str,
     def peak_of(batch: int) -> int:
         return peak_memory(model, batch, (crop, crop), step=step, optimizer=OPTIMIZER).total
 
-    return {str(gib): largest_batch(peak_of, gib * 2**30) for gib in BUDGETS}
+    fixed = static_bytes(model, OPTIMIZER)
+    return {str(gib): largest_batch(peak_of, gib * 2**30, fixed=fixed) for gib in BUDGETS}
 
 
 def main(argv: list[str] | None = None) -> int:

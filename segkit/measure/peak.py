@@ -216,15 +216,19 @@ def max_batch(
         smallest = 2
     if peak_of(smallest) > budget:
         return 0
-    return largest_batch(peak_of, budget, first=smallest, limit=limit)
+    fixed = static_bytes(model, optimizer)
+    return largest_batch(peak_of, budget, fixed=fixed, first=smallest, limit=limit)
 
 
-def largest_batch(peak_of: Callable[[int], int], budget: float, *, first: int = 1, limit: int = 4096) -> int:
+def largest_batch(
+    peak_of: Callable[[int], int], budget: float, *, fixed: int = 0, first: int = 1, limit: int = 4096
+) -> int:
     """The largest batch whose peak stays within a budget; 0 if none does.
 
     Args:
         peak_of: bytes at the peak of a step with so many images; grows with them.
         budget: bytes.
+        fixed: bytes that a step takes whatever the batch, roughly: the better known, the shorter the search.
         first: where the search begins: a batch whose peak is known already, or is thought to be near.
         limit: where it ends.
     """
@@ -237,7 +241,7 @@ def largest_batch(peak_of: Callable[[int], int], budget: float, *, first: int = 
             low = guess
         else:
             high = guess
-        guess = _line(peaks, budget)
+        guess = _line(peaks | {0: fixed} if len(peaks) == 1 else peaks, budget)
         # The peak is close to a straight line in the batch; where the line points outside of what is still
         # open, plain bisection goes on.
         top = limit if high is None else high - 1
@@ -267,13 +271,7 @@ def budget_in_bytes(model: nn.Module, budget_gib: float, optimizer: str | None) 
 
 
 def _line(peaks: dict[int, int], budget: float) -> int:
-    """Where the straight line through the two largest measured batches meets the budget.
-
-    With one measured batch only: its half or its double.
-    """
-    if len(peaks) == 1:
-        ((only, peak),) = peaks.items()
-        return 2 * only if peak <= budget else only // 2
+    """Where the straight line through the two largest batches meets the budget."""
     a, b = sorted(peaks)[-2:]
     slope = (peaks[b] - peaks[a]) / (b - a)
     return int(a + (budget - peaks[a]) / slope) if slope > 0 else 2 * b

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segkit import models
 from segkit.measure import cost, peak_memory
 from segkit.measure.peak import largest_batch as search_largest_batch
+from segkit.measure.peak import static_bytes
 from segkit.models.densenet import DenseNet
 from segkit.papers import denseaspp_checks, fastfcn_checks, regseg_checks, vnet_checks
 from segkit.training.recipes import RECIPES
@@ -189,6 +190,7 @@ def largest_batch(model: str, *, recompute: str | None = None, budget_gib: float
     return search_largest_batch(
         lambda batch: _peak(model, recompute, batch, TABLE_12["image_size"]),
         budget_gib * 2**30,
+        fixed=static_bytes(_network(model, _frozen({"recompute": recompute})), "amsgrad"),
         first=TABLE_12["batch_size"],
     )
 
