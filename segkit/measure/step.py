@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from segkit.measure import meta
 from segkit.measure.autocast import CudaAutocast
 from segkit.measure.tracker import MeasurementError, Tracker
 
@@ -90,7 +91,8 @@ def make_optimizer(model: nn.Module, name: str | None) -> torch.optim.Optimizer 
         )
     optimizer = kind(trained, lr=1e-4, **arguments)
     for parameter in trained:
-        state = {slot: torch.zeros_like(parameter, requires_grad=False) for slot in slots}
+        zeros = meta.empty_like if parameter.is_meta else torch.zeros_like
+        state = {slot: zeros(parameter.detach()) for slot in slots}
         if name != "sgd":
             state["step"] = torch.tensor(1.0, device="cpu")
         optimizer.state[parameter] = state
