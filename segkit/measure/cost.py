@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from segkit.measure import meta
+
 CONVENTIONS = ("conv", "conv+bn", "fvcore")
 
 
@@ -67,8 +69,8 @@ def cost(
     modes = {module: module.training for module in model.modules()}
     counter, pools = _Counter(), _AdaptivePools()
     with torch.inference_mode(False), torch.enable_grad():
-        parameters = {name: _meta_twin(parameter) for name, parameter in model.named_parameters()}
-        buffers = {name: _meta_twin(buffer) for name, buffer in model.named_buffers()}
+        parameters = {name: meta.empty_like(parameter) for name, parameter in model.named_parameters()}
+        buffers = {name: meta.empty_like(buffer) for name, buffer in model.named_buffers()}
         floating = [parameter for parameter in parameters.values() if parameter.is_floating_point()]
         for parameter in floating:  # frozen ones too: the graph behind "out" shall name all that it uses
             parameter.requires_grad_()
@@ -101,12 +103,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if (
-            func is torch.ops.aten.native_batch_norm.default
-        ):  # in eval mode; its own meta kernel is slow Python
-            out = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
-        else:
-            out = func(*args, **kwargs)
+        out = meta.run(func, args, kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         name = func.name()
@@ -131,10 +128,6 @@ class _AdaptivePools(TorchFunctionMode):
         if func is F.adaptive_avg_pool2d:
             self.elements += args[0].numel()
         return func(*args, **(kwargs or {}))
-
-
-def _meta_twin(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta")
 
 
 def _logits(output) -> Tensor:

@@ -94,10 +94,30 @@ def _log_softmax_backward(gradient, output, dim, dtype):
     return _empty(output.shape, output) if covered else NotImplemented
 
 
-def _two_alike(a, b, *rest):
-    if not isinstance(b, Tensor) or not b.is_meta or a.shape != b.shape or a.dtype != b.dtype:
+def _on_one(x, *rest):
+    return _empty(x.shape, x) if x.is_floating_point() and _is_plain(x) else NotImplemented
+
+
+def _on_two(a, b, *rest):
+    if not isinstance(b, Tensor) or not b.is_meta or a.dtype != b.dtype:
         return NotImplemented
-    return _empty(a.shape, a) if _is_plain(a) and _is_plain(b) else NotImplemented
+    if a.shape == b.shape:
+        return _empty(a.shape, a) if _is_plain(a) and _is_plain(b) else NotImplemented
+    small, large = sorted((a, b), key=Tensor.numel)  # a gate for each channel, say, and its map
+    fits = small.dim() == large.dim() and all(
+        n in (1, m) for n, m in zip(small.shape, large.shape, strict=True)
+    )
+    return _empty(large.shape, a) if fits and _are_alike(a, b) else NotImplemented
+
+
+def _over(x, dims, keepdim=False):
+    """A mean or a sum."""
+    if not x.is_floating_point() or not dims or not all(-x.dim() <= d < x.dim() for d in dims):
+        return NotImplemented
+    gone = {d % x.dim() for d in dims}
+    if len(gone) < len(dims) or not _is_plain(x):
+        return NotImplemented
+    return _empty([1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone], x)
 
 
 def _prelu(x, weight):
@@ -132,10 +152,15 @@ KERNELS: dict[object, Callable] = {
     _aten.cat.default: _cat,
     _aten._log_softmax.default: _log_softmax,
     _aten._log_softmax_backward_data.default: _log_softmax_backward,
-    _aten.threshold_backward.default: _two_alike,
-    _aten.add.Tensor: _two_alike,
-    _aten.mul.Tensor: _two_alike,
-    _aten.sub.Tensor: _two_alike,
+    _aten.sigmoid.default: _on_one,
+    _aten.div.Scalar: _on_one,
+    _aten.sigmoid_backward.default: _on_two,
+    _aten.threshold_backward.default: _on_two,
+    _aten.add.Tensor: _on_two,
+    _aten.mul.Tensor: _on_two,
+    _aten.sub.Tensor: _on_two,
+    _aten.mean.dim: _over,
+    _aten.sum.dim_IntList: _over,
     _aten._prelu_kernel.default: _prelu,
     _aten._prelu_kernel_backward.default: _prelu_backward,
     _aten.upsample_bilinear2d.default: _upsample,
@@ -166,6 +191,9 @@ class FastMeta(TorchDispatchMode):
 
     with FastMeta():
         out = model(torch.empty(1, 3, 512, 512, device="meta"))
+
+    A mode that counts operators (FlopCounterMode) goes inside it: one around it would not hear of those that
+    have a kernel here.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -141,7 +141,7 @@ def macs_per_pixel(module: nn.Module, shape: tuple[int, int, int, int]) -> float
         shape: of its input, (B, channels, h, w).
     """
     twin = _twin(module).eval()
-    with FlopCounterMode(display=False) as counter, _FirstWriter(), torch.no_grad():
+    with meta.FastMeta(), FlopCounterMode(display=False) as counter, torch.no_grad():
         out = twin(torch.empty(shape, device="meta"))
     return counter.get_total_flops() / 2 / _pixels(out)
 

@@ -65,7 +65,9 @@ def maps(draw, channels=None):
 
 def same(x, draw):
     """Another one of the same shape; now and then of another layout, type or size."""
-    how = draw(st.sampled_from(["same", "same", "contiguous", "type", "size"]))
+    how = draw(st.sampled_from(["same", "same", "contiguous", "type", "size", "gate"]))
+    if how == "gate":
+        return new(*x.shape[:2], 1, 1, dtype=x.dtype)
     if how == "type":
         return torch.empty_like(x, dtype=torch.bfloat16)
     if how == "size":
@@ -131,6 +133,14 @@ def two(draw):
     return x, same(x, draw)
 
 
+def either_way(draw):
+    return two(draw)[:: draw(st.sampled_from([1, -1]))]
+
+
+def reduced(draw):
+    return draw(maps()), draw(st.lists(st.integers(-5, 4), max_size=3)), draw(st.booleans())
+
+
 def resized(draw):
     return draw(maps()), draw(st.lists(st.integers(1, 20), min_size=2, max_size=2)), draw(st.booleans())
 
@@ -165,10 +175,15 @@ ARGUMENTS = {
     aten.cat.default: concatenation,
     aten._log_softmax.default: lambda draw: (draw(maps()), draw(st.integers(-5, 4)), False),
     aten._log_softmax_backward_data.default: lambda draw: (*two(draw), 1, torch.float32),
-    aten.threshold_backward.default: lambda draw: (*two(draw), 0),
-    aten.add.Tensor: two,
-    aten.mul.Tensor: two,
-    aten.sub.Tensor: two,
+    aten.sigmoid.default: lambda draw: (draw(maps()),),
+    aten.div.Scalar: lambda draw: (draw(maps()), draw(st.sampled_from([2, 0.5]))),
+    aten.sigmoid_backward.default: either_way,
+    aten.threshold_backward.default: lambda draw: (*either_way(draw), 0),
+    aten.add.Tensor: either_way,
+    aten.mul.Tensor: either_way,
+    aten.sub.Tensor: either_way,
+    aten.mean.dim: reduced,
+    aten.sum.dim_IntList: reduced,
     aten._prelu_kernel.default: lambda draw: ((x := draw(maps())), new(1, x.shape[1], 1, 1)),
     aten._prelu_kernel_backward.default: lambda draw: (*two(draw), new(1, 1, 1, 1)),
     aten.upsample_bilinear2d.default: resized,
