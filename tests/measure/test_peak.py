@@ -10,6 +10,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +21,7 @@ from segkit import models
 from segkit.measure import meta, peak, tracker
 from segkit.measure import step as step_module
 from segkit.measure.on_gpu import measure_on_gpu
-from segkit.measure.peak import MeasurementError, max_batch, peak_memory
+from segkit.measure.peak import MeasurementError, largest_batch, max_batch, peak_memory
 
 MIB = 2**20
 
@@ -525,6 +527,27 @@ def test_max_batch_at_its_ends():
     for budget in (0, -1, float("nan"), "12", True):
         with pytest.raises(ValueError, match="budget_gib"):
             max_batch(model, (32, 32), budget)
+
+
+@given(data=st.data())
+def test_the_search_finds_the_largest_batch_in_few_steps(data):
+    """Peaks on a straight line, or one that jumps where the step's peak moves elsewhere."""
+    fixed, slope, first, limit = (data.draw(st.integers(1, n)) for n in (500, 90, 20, 60))
+    first, budget = min(first, limit), data.draw(st.integers(0, 4000))
+    jump, jumps_at = data.draw(st.sampled_from([0, 0, 30, 300])), data.draw(st.integers(1, 60))
+    asked = []
+
+    def peak_of(batch):
+        asked.append(batch)
+        return fixed + slope * batch + jump * (batch >= jumps_at)
+
+    known = data.draw(st.sampled_from([fixed, 0]))
+    found = largest_batch(peak_of, budget, fixed=known, first=first, limit=limit)
+    steps = len(asked)
+    assert found == max((b for b in range(1, limit + 1) if peak_of(b) <= budget), default=0)
+    assert steps == len(set(asked[:steps]))  # none is simulated twice
+    if known == fixed and not jump:
+        assert steps <= 4
 
 
 def test_max_batch_of_a_model_that_cannot_train_on_one_image():

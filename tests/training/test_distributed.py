@@ -13,9 +13,12 @@ from segkit.training.distributed import World, choose_device, join
 
 @pytest.fixture(scope="module")
 def two_processes(run_process, tmp_path_factory):
-    """The folder of a run that torchrun started on two processes, and what each of them measured."""
+    """The folder of a run that torchrun started on two processes, and what each of them measured.
+
+    Beside it lies what `gradients` reads: starting processes takes longer than what they do.
+    """
     out = tmp_path_factory.mktemp("two") / "run"
-    status, output = run_process(out, "--plain", processes=2)
+    status, output = run_process(out, "--plain", "--gradients", processes=2)
     assert status == 0, output
     return out, [json.loads(out.with_name(f"run.{rank}.json").read_text()) for rank in range(2)]
 
@@ -100,11 +103,9 @@ def test_norms_in_parts_cannot_be_synchronized():
 
 
 @pytest.fixture(scope="module")
-def gradients(run_process, tmp_path_factory):
+def gradients(two_processes):
     """What each of two processes has after two steps, by network and then by what spared memory."""
-    out = tmp_path_factory.mktemp("gradients") / "run"
-    status, output = run_process(out, "--gradients", processes=2)
-    assert status == 0, output
+    out, _ = two_processes
     return [torch.load(out.with_name(f"run.{rank}.pt")) for rank in range(2)]
 
 

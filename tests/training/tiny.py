@@ -145,12 +145,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with join("cpu") as world:
-        if args.gradients:
-            torch.save(gradients(world), f"{args.out}.{world.rank}.pt")
-            return
         run = run_tiny(args.out, kill_at=args.kill_at, plain=args.plain, workers=args.workers)
         matrix = {"rank": world.rank, "size": world.size, "matrix": run.evaluation.matrix.tolist()}
         Path(f"{args.out}.{world.rank}.json").write_text(json.dumps(matrix))
+        if args.gradients:
+            torch.save(gradients(world), f"{args.out}.{world.rank}.pt")
 
 
 if __name__ == "__main__":
