@@ -50,16 +50,22 @@ def new(*shape, dtype=torch.float32):
 
 
 @st.composite
-def maps(draw, channels=None):
-    """(B, C, H, W) on the meta device, of two types; contiguous, channels last, a slice, or turned."""
-    channels = channels or draw(st.integers(1, 6))
-    batch, height, width = draw(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)))
+def maps(draw):
+    """(B, C, H, W) on the meta device, two types: contiguous, channels last, part of more, turned, spread."""
+    batch, channels = draw(st.tuples(st.integers(1, 3), st.integers(1, 6)))
+    height, width = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     x = new(batch, channels, height, width, dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])))
-    layout = draw(st.sampled_from(["contiguous", "contiguous", "channels last", "slice", "turned"]))
+    layout = draw(
+        st.sampled_from(["contiguous", "contiguous", "channels last", "slice", "crop", "turned", "spread"])
+    )
     if layout == "channels last":
         return x.to(memory_format=torch.channels_last)
     if layout == "slice":
         return new(batch, channels + 2, height, width, dtype=x.dtype)[:, 1:-1]
+    if layout == "crop":
+        return new(batch, channels, height + 2, width + 1, dtype=x.dtype)[..., 1:-1, 1:]
+    if layout == "spread":
+        return new(batch, channels, 1, 1, dtype=x.dtype).expand_as(x)
     return x.transpose(2, 3) if layout == "turned" else x
 
 
