@@ -28,8 +28,8 @@ def _batch_norm(x, weight, bias, mean, variance, training, momentum, eps):
     if not x.is_contiguous():
         return NotImplemented
     dtype = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-    mean, inverse = (torch.empty(x.shape[1] if training else 0, dtype=dtype, device="meta") for _ in range(2))
-    return _empty(x.shape, x), mean, inverse
+    statistics = x.shape[1] if training else 0
+    return _empty(x.shape, x), *(torch.empty(statistics, dtype=dtype, device="meta") for _ in range(2))
 
 
 def _batch_norm_backward(
@@ -164,6 +164,7 @@ KERNELS: dict[object, Callable] = {
     _aten._prelu_kernel.default: _prelu,
     _aten._prelu_kernel_backward.default: _prelu_backward,
     _aten.upsample_bilinear2d.default: _upsample,
+    _aten.upsample_bicubic2d.default: _upsample,  # PyTorch's imports its compiler, for seconds
     # of the optimizers' updates
     _aten._foreach_sqrt.default: _on_each,
     _aten._foreach_add_.List: _in_place_on_each,

@@ -191,8 +191,9 @@ ARGUMENTS = {
     aten.mean.dim: reduced,
     aten.sum.dim_IntList: reduced,
     aten._prelu_kernel.default: lambda draw: ((x := draw(maps())), new(1, x.shape[1], 1, 1)),
-    aten._prelu_kernel_backward.default: lambda draw: (*two(draw), new(1, 1, 1, 1)),
+    aten._prelu_kernel_backward.default: lambda draw: (*(pair := two(draw)), new(1, pair[1].shape[1], 1, 1)),
     aten.upsample_bilinear2d.default: resized,
+    aten.upsample_bicubic2d.default: resized,
     aten._foreach_sqrt.default: lambda draw: (parameters(draw),),
     aten._foreach_add_.List: in_place(),
     aten._foreach_mul_.Scalar: in_place(0.9, others=0),
@@ -225,6 +226,18 @@ def test_results_are_laid_out_as_pytorchs(func, data):
             meta.run(func, arguments, {})
     else:
         assert laid_out(meta.run(func, arguments, {})) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second is not the weight's
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_prelu_is_laid_out_as_pytorchs(memory_format, dtype):
+    x = torch.empty(2, 6, 5, 7, dtype=dtype, device="meta").to(memory_format=memory_format)
+    gradient, weight = torch.empty_like(x), torch.empty(1, 6, 1, 1, device="meta")
+    forward, backward = torch.ops.aten._prelu_kernel.default, torch.ops.aten._prelu_kernel_backward.default
+    pairs = [(meta.run(forward, (x, weight), {}), forward(x, weight))]
+    pairs += zip(meta.run(backward, (gradient, x, weight), {}), backward(gradient, x, weight), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
 
 
 def test_batch_norm_in_eval_mode_keeps_no_statistics():
