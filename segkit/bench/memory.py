@@ -79,9 +79,10 @@ def measure(configuration: Configuration, device: str) -> dict:
     """Predict one step, and on a GPU run it.
 
     Returns:
-        The configuration; ``predicted``, bytes, with ``by_kind`` and where the peak is; ``seconds`` that it
-        took; on a GPU ``measured``, bytes, ``error`` (measured / predicted - 1) and ``workspace`` by
-        operator, or ``note`` where the step did not fit.
+        The configuration; ``predicted``, bytes, with ``by_kind`` and where the peak is; ``reserved``, what
+        the allocator takes for it; ``seconds`` that it took; on a GPU ``measured``, ``measured_requested``
+        and ``measured_reserved``, bytes, ``error`` (measured / predicted - 1) and ``workspace`` by operator,
+        or ``note`` where the step did not fit.
     """
     model = models.build(configuration.model, device="meta", recompute=configuration.recompute)
     arguments = (model, configuration.batch_size, configuration.image_size)
@@ -101,12 +102,14 @@ def measure(configuration: Configuration, device: str) -> dict:
         **asdict(configuration),
         "image_size": list(configuration.image_size),
         "predicted": peak.total,
+        "reserved": peak.reserved,
         "by_kind": peak.by_kind,
         "peak_at": {"phase": peak.timeline.phases[i], "operator": peak.timeline.operators[i]},
         "seconds": round(time.perf_counter() - begin, 3),
     }
     if device == "cuda":
-        row["measured"] = peak.measured
+        for name in ("measured", "measured_requested", "measured_reserved"):
+            row[name] = getattr(peak, name)
         row["error"] = peak.measured / peak.total - 1 if peak.measured else None
         row["workspace"] = dict(list(peak.workspace.items())[:5])
     if note is not None:
@@ -117,8 +120,8 @@ def measure(configuration: Configuration, device: str) -> dict:
 def summary(rows: list[dict]) -> dict:
     """Largest errors by precision, and which fp32 rows are outside the tolerance and why.
 
-    A row is explained where the largest workspace that an operator took for itself covers what was measured
-    beyond the prediction.
+    A row is explained where the largest workspace that an operator took for itself, and the ends of blocks
+    that the allocator did not split off, cover what was measured beyond the prediction.
     """
     result: dict = {}
     for precision in ("fp32", "bf16"):
@@ -129,17 +132,17 @@ def summary(rows: list[dict]) -> dict:
         if measured and precision == "fp32":
             outside = [row for row in measured if abs(row["error"]) > TOLERANCE]
             result[precision]["outside_tolerance"] = [
-                {
-                    "row": rows.index(row),
-                    "error": row["error"],
-                    "workspace": max(row["workspace"].values(), default=0),
-                    "explained": 0
-                    < row["measured"] - row["predicted"]
-                    <= max(row["workspace"].values(), default=0) + TOLERANCE * row["predicted"],
-                }
-                for row in outside
+                {"row": rows.index(row), "error": row["error"], **_why(row)} for row in outside
             ]
     return result
+
+
+def _why(row: dict) -> dict:
+    workspace = max(row["workspace"].values(), default=0)
+    unsplit = row["measured"] - row["measured_requested"]
+    beyond = row["measured"] - row["predicted"]
+    explained = 0 < beyond <= workspace + unsplit + TOLERANCE * row["predicted"]
+    return {"workspace": workspace, "unsplit": unsplit, "explained": explained}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,7 +178,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     if options.device == "cuda":
         result["measured_by"] = (
-            "torch.cuda.max_memory_allocated in the second step, less what was allocated before"
+            "torch.cuda.max_memory_allocated in the second step, less what was allocated before; "
+            "measured_requested and measured_reserved: what was asked for, and what the allocator took from "
+            "the card, the same way"
         )
         result["cudnn_benchmark"] = torch.backends.cudnn.benchmark
     result["rows"] = []
@@ -186,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         line = f"{configuration!s:<70} predicted {row['predicted'] / MIB:9.1f} MiB"
         if row.get("measured"):
             line += f"  measured {row['measured'] / MIB:9.1f} MiB  {100 * row['error']:+.2f} %"
+            line += f"  reserved {row['reserved'] / MIB:.0f} | {row['measured_reserved'] / MIB:.0f} MiB"
         print(line + (f"  ({row['note']})" if "note" in row else ""), flush=True)
         if options.device == "cuda":
             result["summary"] = summary(result["rows"])

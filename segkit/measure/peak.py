@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.measure.allocator import Requests
 from segkit.measure.on_gpu import measure_on_gpu
 from segkit.measure.step import OPTIMIZERS, copy_model, make_batch, make_optimizer, run, undisturbed
 from segkit.measure.tracker import INPUT, KINDS, MODEL, Alive, MeasurementError, Timeline, Tracker
@@ -47,6 +48,10 @@ class PeakMemory:
             index.
         measured: on a GPU, the bytes that a real step took (``torch.cuda.max_memory_allocated``); otherwise
             None.
+        measured_requested: on a GPU, the bytes that tensors and libraries asked for at the peak. What
+            ``measured`` has beyond them are ends of blocks that the allocator does not split off.
+        measured_reserved: on a GPU, the bytes that the allocator took from it, to hold against ``reserved``
+            (``torch.cuda.max_memory_reserved``).
         workspace: on a GPU, operators that allocated memory of their own out of the tracker's sight (cuDNN's
             workspaces), and the most bytes each did, largest first; otherwise empty.
         alive_at: ``alive_at(i)`` is like ``alive`` for entry ``i`` of the timeline.
@@ -58,8 +63,27 @@ class PeakMemory:
     alive: dict[tuple[str, str], int] = field(repr=False)
     timeline: Timeline = field(repr=False)
     measured: int | None = None
+    measured_requested: int | None = None
+    measured_reserved: int | None = None
     workspace: dict[str, int] = field(default_factory=dict)
     alive_at: Alive = field(default_factory=lambda: Alive([]), repr=False, compare=False)
+    requests: Requests = field(default_factory=lambda: Requests((), 0, ()), repr=False, compare=False)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that PyTorch takes from a GPU for such steps where it may take as many as it likes.
+
+        Simulated by the rules of its allocator, see `segkit.measure.allocator`: the tensors, and the gaps
+        between them. cuDNN's workspaces and the CUDA context come on top.
+        """
+        return self.requests.reserved
+
+    def fits(self, gib: float) -> bool:
+        """Whether such steps run where PyTorch's allocator may take so many GiB (2^30 bytes) of a card.
+
+        As ``reserved``; near the limit the allocator gives unused segments back, so that less may do.
+        """
+        return self.requests.fits(gib)
 
     @property
     def forward_macs(self) -> int:
@@ -121,7 +145,7 @@ def peak_memory(
         optimizer: None, "sgd" (with momentum), "adam" or "amsgrad": 0, 1, 2, 3 times the trainable
             parameters.
         device: "meta"; "cpu" follows real tensors in the same way; "cuda" adds what a real step took to the
-            prediction, as ``.measured`` and ``.workspace``.
+            prediction, as ``.measured`` and what follows there.
         precision: "fp32", or "bf16": autocast as on CUDA (see `CudaAutocast` for what is imitated, and the
             error).
 
@@ -144,11 +168,12 @@ def peak_memory(
     _settle()
     followed = "cpu" if device == "cpu" else "meta"
     tracker = _follow(model, batch_size, image_size, step or default_step, optimizer, followed, precision)
-    measured, workspace = None, {}
+    on_gpu = {}
     if device == "cuda":
-        measured, workspace = measure_on_gpu(
+        found = measure_on_gpu(
             step or default_step, model, batch_size, image_size, optimizer=optimizer, precision=precision
         )
+        on_gpu = found._asdict()
 
     timeline = tracker.timeline
     alive_at = tracker.record()
@@ -163,9 +188,9 @@ def peak_memory(
         by_module=dict(sorted(modules.items(), key=lambda item: -item[1])),
         alive=alive,
         timeline=timeline,
-        measured=measured,
-        workspace=workspace,
         alive_at=alive_at,
+        requests=tracker.requests(),
+        **on_gpu,
     )
 
 
@@ -177,17 +202,21 @@ def max_batch(
     step: Step | None = None,
     optimizer: str | None = None,
     precision: str = "fp32",
+    fragmentation: bool = False,
     limit: int = 4096,
 ) -> int:
     """The largest batch whose training step stays within a budget, by bisection on `peak_memory`.
 
-    The budget is for what `peak_memory` counts. A card of 12 GiB offers less: the CUDA context and cuDNN's
+    The budget is for what `peak_memory` counts, or with ``fragmentation`` for what PyTorch's allocator takes
+    from the card to serve it. A card of 12 GiB offers less: the CUDA context (about half a GiB) and cuDNN's
     workspaces come out of it.
 
     Args:
         model: as for `peak_memory`, like ``step``, ``optimizer`` and ``precision``.
         image_size: (H, W) in pixels.
         budget_gib: GiB, 2^30 bytes.
+        fragmentation: whether the gaps that the allocator leaves between tensors count too, as
+            `PeakMemory.fits` has them. Checkpointed steps leave large ones.
         limit: where the search ends.
 
     Returns:
@@ -204,20 +233,55 @@ def max_batch(
     budget = budget_in_bytes(model, budget_gib, optimizer)
 
     @cache
-    def peak_of(batch: int) -> int:
-        return peak_memory(
-            model, batch, image_size, step=step, optimizer=optimizer, precision=precision
-        ).total
+    def step_of(batch: int) -> PeakMemory:
+        return peak_memory(model, batch, image_size, step=step, optimizer=optimizer, precision=precision)
 
     smallest = 1
     try:
-        peak_of(smallest)
+        step_of(smallest)
     except ValueError:  # batch norm on a 1x1 map cannot train on a single image
         smallest = 2
-    if peak_of(smallest) > budget:
-        return 0
     fixed = static_bytes(model, optimizer)
-    return largest_batch(peak_of, budget, fixed=fixed, first=smallest, limit=limit)
+    if fragmentation:
+        return largest_fitting_batch(
+            lambda n: step_of(max(n, smallest)).requests,
+            budget_gib,
+            fixed=fixed,
+            first=smallest,
+            smallest=smallest,
+            limit=limit,
+        )
+    if step_of(smallest).total > budget:
+        return 0
+    return largest_batch(lambda n: step_of(n).total, budget, fixed=fixed, first=smallest, limit=limit)
+
+
+def largest_fitting_batch(
+    requests_of: Callable[[int], Requests],
+    budget_gib: float,
+    *,
+    fixed: int,
+    first: int,
+    smallest: int = 1,
+    limit: int = 4096,
+) -> int:
+    """As `largest_batch`, with the gaps that the allocator leaves, by `Requests.fits`.
+
+    What is reserved where nothing limits it is close to a straight line in the batch, too. Near a limit the
+    allocator does with less: from there on, batch by batch.
+
+    Args:
+        requests_of: what a step with so many images asks of the allocator.
+        budget_gib: GiB, 2^30 bytes.
+        fixed, first, limit: as for `largest_batch`.
+        smallest: no batch is smaller.
+    """
+    found = largest_batch(
+        lambda n: requests_of(n).reserved, budget_gib * 2**30, fixed=fixed, first=first, limit=limit
+    )
+    while found < limit and requests_of(more := max(found + 1, smallest)).fits(budget_gib):
+        found = more
+    return found
 
 
 def largest_batch(

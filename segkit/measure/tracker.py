@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from segkit.measure import meta
+from segkit.measure.allocator import Requests
 
 ROUNDING = 512  # bytes; the CUDA caching allocator's smallest unit
 KINDS = ("parameters", "gradients", "optimizer state", "activations", "temporaries", "input")
@@ -81,10 +82,10 @@ class Timeline(Sequence):
 class _Storage:
     """One block of memory: its size, from when to when it lived, who made it, and as what it counted when."""
 
-    __slots__ = ("birth", "bytes", "death", "kind", "kinds", "module", "reference", "saved", "size")
+    __slots__ = ("birth", "bytes", "death", "kind", "kinds", "module", "number", "reference", "saved", "size")
 
-    def __init__(self, size: int, birth: int, kind: str, module: str) -> None:
-        self.size = size
+    def __init__(self, number: int, size: int, birth: int, kind: str, module: str) -> None:
+        self.number, self.size = number, size
         self.bytes = -(-size // ROUNDING) * ROUNDING
         self.birth, self.death = birth, sys.maxsize  # indices of the timeline; alive at birth <= i < death
         self.kind, self.kinds = kind, [(birth, kind)]
@@ -158,6 +159,9 @@ class Tracker(TorchDispatchMode):
         self._now = dict.fromkeys(KINDS, 0)
         self._recomputed: list[_Storage] = []
         self._overwritten: _Storage | None = None
+        self._order: list[int] = []  # storages that came, by number, and went (~number)
+        self._summed = 0  # where in it the sum came that an overwritten gradient makes room for
+        self._fixed: int | None = None  # storages that were there before the step
         self._macs = 0  # of operators since the last entry of the timeline
         self._node: tuple[int, int] = (-1, 0)  # number of the running autograd node, and when it began
         self._stack: list[str] = []  # paths of the running modules
@@ -210,6 +214,7 @@ class Tracker(TorchDispatchMode):
     # --- the step ---
 
     def __enter__(self):
+        self._fixed = len(self.storages)
         self._saved_hooks.__enter__()
         return super().__enter__()
 
@@ -313,9 +318,11 @@ class Tracker(TorchDispatchMode):
         known = self._live.get(address)
         if known is not None:
             return known
-        storage = _Storage(block.nbytes(), self.clock, kind, module)
+        storage = _Storage(len(self.storages), block.nbytes(), self.clock, kind, module)
         if not counted:
             storage.bytes = 0
+        elif self._fixed is not None:
+            self._order.append(storage.number)
         storage.reference = weakref.ref(block, lambda _: self._free(address))
         self._live[address] = storage
         self.storages.append(storage)
@@ -331,7 +338,10 @@ class Tracker(TorchDispatchMode):
         if storage is self._overwritten:  # its last entry is the sum that would have been written into it
             storage.death -= 1
             self.timeline.bytes[storage.kind][-1] -= storage.bytes
+            self._order.insert(self._summed, ~storage.number)
             self._overwritten = None
+        else:
+            self._order.append(~storage.number)
 
     def _change(self, storage: _Storage, kind: str, since: int) -> None:
         """Let a storage count as another kind from entry ``since`` of the timeline on."""
@@ -380,7 +390,7 @@ class Tracker(TorchDispatchMode):
             storage = self._live.get(first.untyped_storage()._cdata)
             # Older than the node that just ran: not one of that node's own intermediate results.
             if storage is not None and storage.kind == "temporaries" and storage.birth < self._node[1]:
-                self._overwritten = storage
+                self._overwritten, self._summed = storage, len(self._order) - 1
 
     # --- what cannot be measured ---
 
@@ -411,6 +421,11 @@ class Tracker(TorchDispatchMode):
         )
 
     # --- the result ---
+
+    def requests(self) -> Requests:
+        """What the step asks of a GPU's allocator."""
+        sizes = [storage.bytes and storage.size for storage in self.storages]
+        return Requests(sizes, self._fixed or 0, self._order)
 
     def record(self) -> "Alive":
         """What was alive when, without the tensors' own storages."""

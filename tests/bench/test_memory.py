@@ -68,7 +68,7 @@ def fake_peak(measured_over_predicted, workspace):
             raise torch.OutOfMemoryError("CUDA out of memory")
         measured = int(predicted.total * measured_over_predicted)
         parts = (predicted.total, predicted.by_kind, predicted.by_module, predicted.alive, predicted.timeline)
-        return PeakMemory(*parts, measured, {"aten.convolution": workspace})
+        return PeakMemory(*parts, measured, measured - 3, measured + 7, {"aten.convolution": workspace})
 
     return run
 
@@ -78,6 +78,7 @@ def test_rows_of_a_gpu(monkeypatch):
     row = memory.measure(SMALL, "cuda")
     assert row["error"] == pytest.approx(0.02, abs=1e-6)
     assert row["workspace"] == {"aten.convolution": 5} and "note" not in row
+    assert (row["requested"], row["reserved"]) == (row["measured"] - 3, row["measured"] + 7)
     monkeypatch.setattr(memory, "peak_memory", fake_peak(None, 0))
     row = memory.measure(SMALL, "cuda")
     assert row["measured"] is None and row["error"] is None and "does not fit" in row["note"]
@@ -86,11 +87,12 @@ def test_rows_of_a_gpu(monkeypatch):
 
 
 def test_summary():
-    def row(precision, measured, workspace=0):
+    def row(precision, measured, workspace=0, unsplit=0):
         return {
             "precision": precision,
             "predicted": 1000,
             "measured": measured,
+            "requested": measured - unsplit,
             "error": measured / 1000 - 1,
             "workspace": {"aten.convolution": workspace} if workspace else {},
         }
@@ -100,10 +102,11 @@ def test_summary():
         row("fp32", 1200, 180),
         row("fp32", 1300, 180),
         row("fp32", 900),
+        row("fp32", 1300, 180, 90),
         row("bf16", 1100),
     ]
     result = memory.summary(rows)
     assert result["bf16"] == {"rows": 1, "largest_error": pytest.approx(0.1)}
-    assert result["fp32"]["rows"] == 4 and result["fp32"]["largest_error"] == pytest.approx(0.3)
+    assert result["fp32"]["rows"] == 5 and result["fp32"]["largest_error"] == pytest.approx(0.3)
     outside = {entry["row"]: entry["explained"] for entry in result["fp32"]["outside_tolerance"]}
-    assert outside == {1: True, 2: False, 3: False}
+    assert outside == {1: True, 2: False, 3: False, 4: True}

@@ -516,6 +516,19 @@ def test_max_batch_is_the_largest_that_fits(budget_mib):
     assert found >= 1 and fits == [True, False]
 
 
+@pytest.mark.parametrize("budget_mib", [30, 64, 200])
+def test_max_batch_with_the_allocators_gaps(budget_mib):
+    model = Dense(k=8, units=2)
+    found = max_batch(model, (64, 64), budget_mib / 1024, optimizer="sgd", fragmentation=True)
+    fits = [
+        peak_memory(model, b, (64, 64), optimizer="sgd").fits(budget_mib / 1024) for b in (found, found + 1)
+    ]
+    assert found >= 1 and fits == [True, False]
+    assert found <= max_batch(model, (64, 64), budget_mib / 1024, optimizer="sgd")
+    assert max_batch(model, (64, 64), 1 / 1024, fragmentation=True) == 0  # the smallest segment has 2 MiB
+    assert max_batch(model, (64, 64), 100, fragmentation=True, limit=5) == 5
+
+
 def test_max_batch_at_its_ends():
     model = Dense(k=8, units=2)
     one = peak_memory(model, 1, (32, 32)).total
@@ -564,6 +577,8 @@ def test_max_batch_of_a_model_that_cannot_train_on_one_image():
     assert (
         peak_memory(Pool(), found, (32, 32)).total <= 2 * MIB < peak_memory(Pool(), found + 1, (32, 32)).total
     )
+    assert 2 <= max_batch(Pool(), (32, 32), 2 / 1024, fragmentation=True) <= found
+    assert max_batch(Pool(), (32, 32), 1 / 1024, fragmentation=True) == 0
 
 
 # --- bad input ---
@@ -709,6 +724,15 @@ class FakeAllocator(TorchDispatchMode):
     def max_memory_allocated(self):
         return self.highest
 
+    def memory_stats(self):
+        """Two thirds of each block were not asked for; all of them come out of whole MiB."""
+        stats = {}
+        for when, size in (("current", self.now), ("peak", self.highest)):
+            stats[f"allocated_bytes.all.{when}"] = size
+            stats[f"requested_bytes.all.{when}"] = size // 3
+            stats[f"reserved_bytes.all.{when}"] = -(-size // 2**20) * 2**20
+        return stats
+
     def reset_peak_memory_stats(self):
         self.calls.append("reset")
         self.highest = self.now
@@ -726,7 +750,7 @@ def test_gpu_steps_with_a_stand_in_for_the_gpu():
     allocator = FakeAllocator()
     with allocator:
         held = torch.ones(10_000)  # not the step's
-        measured, workspace = measure_on_gpu(
+        measured, requested, reserved, workspace = measure_on_gpu(
             peak.default_step,
             model,
             2,
@@ -740,6 +764,8 @@ def test_gpu_steps_with_a_stand_in_for_the_gpu():
     predicted = peak_memory(model, 2, (64, 64))
     # The stand-in adds a workspace to every convolution's backward, and sums gradients out of place.
     assert predicted.total < measured <= predicted.total + 12345 * 512 + 2 * 80 * 32 * 32 * 4
+    assert abs(requested - measured / 3) <= 1
+    assert abs(reserved - measured) < 2**20 and reserved % 2**20 == 0
     assert workspace["aten.convolution_backward"] == 12345 * 512
     assert next(iter(workspace)) == "aten.convolution_backward"
     assert allocator.calls[0] == "empty" and allocator.calls.count("synchronize") == 3
@@ -752,6 +778,7 @@ def test_prediction_on_a_gpu(optimizer):
     result = peak_memory(Dense(units=8, k=64), 4, (256, 256), optimizer=optimizer, device="cuda")
     largest = max(result.workspace.values(), default=0)
     assert result.total * 0.97 <= result.measured <= result.total * 1.03 + largest
+    assert result.requested <= result.measured <= result.reserved
 
 
 def test_meta_models_can_be_run_for_real():
