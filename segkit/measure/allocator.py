@@ -5,7 +5,7 @@ card than tensors do: ends of blocks that it does not split off, and gaps that n
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,15 +61,16 @@ class CachingAllocator:
             True: [],
             False: [],
         }  # by size, small and large
+        self._segments: list[Block] = []  # the first block of each
         self._end = 0  # of the address space in use
 
     def allocate(self, size: int) -> Block:
-        """A block of at least so many bytes.
+        """A block of at least so many bytes, 1 or more.
 
         Raises:
             OutOfMemory: if the limit leaves no room for it.
         """
-        size = max(SMALLEST, -(-size // SMALLEST) * SMALLEST)
+        size = -(-size // SMALLEST) * SMALLEST
         small = size <= SMALL
         free = self._free[small]
         i = bisect_left(free, (size, -1))
@@ -99,6 +100,15 @@ class CachingAllocator:
             block = self._join(block, after)
         self._keep(block)
 
+    def segments(self) -> list[list[Block]]:
+        """All blocks, used and free, of one segment after the other."""
+        found = []
+        for block in self._segments:
+            found.append([block])
+            while (block := block.after) is not None:
+                found[-1].append(block)
+        return found
+
     def _segment(self, size: int, small: bool) -> Block:
         if small:
             segment = SMALL_SEGMENT
@@ -112,6 +122,7 @@ class CachingAllocator:
                     f"{segment / MIB:.0f} more do not fit into {self.limit / MIB:.0f} MiB."
                 )
         block = Block(self._end, segment, small)
+        self._segments.append(block)
         self._end += segment
         self.reserved += segment
         self.highest_reserved = max(self.highest_reserved, self.reserved)
@@ -122,6 +133,7 @@ class CachingAllocator:
             whole = [entry for entry in free if entry[2].before is None and entry[2].after is None]
             for entry in whole:
                 free.remove(entry)
+                self._segments.remove(entry[2])
                 self.reserved -= entry[0]
 
     def _keep(self, block: Block) -> None:
@@ -155,20 +167,40 @@ class Requests:
     fixed: int
     order: Sequence[int]
 
-    def replay(self, limit: int | None = None, *, steps: int = 3) -> CachingAllocator:
+    def replay(
+        self,
+        limit: int | None = None,
+        *,
+        steps: int = 3,
+        watch: Callable[[CachingAllocator, Block], object] | None = None,
+    ) -> CachingAllocator:
         """Some steps one after the other; between them all is freed that is not fixed.
 
+        Args:
+            limit: bytes that may come from the card; None: as many as it takes.
+            steps: how many. The first ones leave segments behind that the next ones use.
+            watch: called after each request with the allocator and the new block.
+
         Raises:
-            OutOfMemory: if they do not fit within ``limit`` bytes.
+            OutOfMemory: if they do not fit within the limit.
         """
         allocator = CachingAllocator(limit)
-        for size in self.sizes[: self.fixed]:
-            allocator.allocate(size)
+
+        live: dict[int, Block] = {}
+
+        def allocate(i: int) -> None:
+            if self.sizes[i]:  # an empty tensor needs no block
+                live[i] = allocator.allocate(self.sizes[i])
+                if watch is not None:
+                    watch(allocator, live[i])
+
+        for i in range(self.fixed):
+            allocate(i)
         for _ in range(steps):
-            live: dict[int, Block] = {}
+            live.clear()
             for i in self.order:
                 if i >= 0:
-                    live[i] = allocator.allocate(self.sizes[i])
+                    allocate(i)
                 elif ~i in live:
                     allocator.free(live.pop(~i))
             for block in live.values():

@@ -55,6 +55,7 @@ class PeakMemory:
         workspace: on a GPU, operators that allocated memory of their own out of the tracker's sight (cuDNN's
             workspaces), and the most bytes each did, largest first; otherwise empty.
         alive_at: ``alive_at(i)`` is like ``alive`` for entry ``i`` of the timeline.
+        requests: all that the step asks of an allocator, in order; see `segkit.measure.allocator.Requests`.
     """
 
     total: int
@@ -127,9 +128,9 @@ def peak_memory(
     0.4, averaged, against 0.6; each is compared with soft targets of its own size (class shares, as the LDN
     paper has them, Section 6.1; taken as given: what it takes to make them from labels is not in it).
 
-    Left out, because only a GPU can tell: cuDNN's workspaces, the allocator's cache and fragmentation, the
-    CUDA context. The masks of `torch.nn.Dropout` count with the activation's own type, as on the CPU; CUDA
-    keeps one byte for each element.
+    Left out: cuDNN's workspaces, which only a GPU can tell, the CUDA context, and what PyTorch's allocator
+    takes from a card beyond the tensors (``reserved`` of the result has it). The masks of `torch.nn.Dropout`
+    count with the activation's own type, as on the CPU; CUDA keeps one byte for each element.
 
     Args:
         model: any module that takes images (B, 3, H, W). It is analysed as a copy: parameters and buffers,

@@ -3,6 +3,7 @@
 "Efficient Ladder-style DenseNets for Semantic Segmentation of Large Images", Sections 5 and 6.7.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from segkit import models
 from segkit.measure import PeakMemory, peak_memory
+from segkit.measure.allocator import Block, CachingAllocator
 from segkit.measure.peak import MIB, Step, default_step
 from segkit.memory.recompute import COVERS, MODIFIERS, Segments
 from segkit.models.densenet import DenseBlock, DenseUnit
@@ -115,6 +117,59 @@ def largest_alive(peak: PeakMemory, count: int) -> list[tuple[str, str, float]]:
         sums[key] = sums.get(key, 0) + size
     ranked = sorted(sums.items(), key=lambda item: -item[1])[:count]
     return [(place, kind, size / MIB) for (place, kind), size in ranked]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What PyTorch's allocator holds of a card at one moment.
+
+    Attributes:
+        reserved: MiB that it has taken from the card, for each segment.
+        pieces: (begin, MiB, kind) of each piece of them, laid end to end; kind: "in use", "free", or "asked"
+            for what is served at that moment.
+    """
+
+    reserved: list[float]
+    pieces: list[tuple[float, float, str]]
+
+    def sum(self, kind: str) -> float:
+        """MiB of a kind in all."""
+        return sum(size for _, size, found in self.pieces if found == kind)
+
+
+def fullest(peak: PeakMemory) -> Card:
+    """The moment of some steps in which the allocator takes the last large segment from the card."""
+    requests = last = most = 0
+
+    def count(allocator: CachingAllocator, block: Block) -> None:
+        nonlocal requests, last, most
+        requests += 1
+        if allocator.reserved > most and not block.small:
+            last = requests
+        most = max(most, allocator.reserved)
+
+    peak.requests.replay(watch=count)
+    found: list[Card] = []
+
+    def look(allocator: CachingAllocator, block: Block) -> None:
+        nonlocal requests
+        requests -= 1
+        if requests == 0:
+            found.append(_card(allocator, block))
+
+    requests = last
+    peak.requests.replay(watch=look)
+    return found[0]
+
+
+def _card(allocator: CachingAllocator, asked: Block) -> Card:
+    segments = allocator.segments()
+    pieces, begin = [], 0.0
+    for piece in itertools.chain(*segments):
+        kind = "asked" if piece is asked else "free" if piece.free else "in use"
+        pieces.append((begin, piece.size / MIB, kind))
+        begin += piece.size / MIB
+    return Card([sum(piece.size for piece in segment) / MIB for segment in segments], pieces)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Bytes come in, MiB are drawn. See `segkit.notebook.plots`.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,7 @@ from segkit.measure import PeakMemory
 from segkit.notebook.dense import Kept
 from segkit.notebook.dense_plots import KIND_COLORS, LIGHT
 from segkit.notebook.plots import BLUE, GREEN, GREY, ORANGE, RED, margins, new_figure
-from segkit.notebook.sweep import MIB, Moment, Part, place_of, spoken, where
+from segkit.notebook.sweep import MIB, Card, Moment, Part, place_of, spoken, where
 
 MATTERS = MIB  # bytes; the figures of a step leave out operators that allocate less
 
@@ -538,6 +539,43 @@ def predicted_and_measured(rows: Sequence[tuple[str, float, float, float]]) -> F
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("measured beyond predicted, %; on the right MiB predicted | measured")
+    return figure
+
+
+def memory_map(card: Card, *, width: float = 512) -> Figure:
+    """What the allocator holds of the card, segment by segment: in use, free, and what was asked for last.
+
+    Args:
+        card: see `segkit.notebook.sweep.fullest`.
+        width: MiB in a row of the picture.
+    """
+    rows = math.ceil(sum(card.reserved) / width)
+    figure = new_figure(max(2.4, 0.95 + 0.27 * rows))
+    axis = figure.subplots()
+    colors = {"in use": BLUE, "free": LIGHT, "asked": ORANGE}
+    parts: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for begin, size, kind in card.pieces:
+        while size > 1e-9:  # a piece goes on in the next row
+            row, left = divmod(begin, width)
+            part = min(size, width - left)
+            parts.setdefault((kind, row), []).append((left, part))
+            begin, size = begin + part, size - part
+    for (kind, row), spans in parts.items():
+        axis.broken_barh(spans, (row - 0.39, 0.78), color=colors[kind], linewidth=0)
+    edges = np.cumsum(card.reserved)[:-1]
+    axis.vlines(edges % width, edges // width - 0.39, edges // width + 0.39, color="white", linewidth=0.9)
+    axis.set_xlim(0, width)
+    axis.set_ylim(rows - 0.4, -0.6)
+    axis.set_yticks(range(0, rows, 2), [f"{row * width:,.0f}" for row in range(0, rows, 2)])
+    axis.set_ylabel("MiB taken from the card")
+    axis.set_xlabel("MiB further on; white lines are between segments")
+    axis.grid(visible=False)
+    words = {"in use": "in use", "free": "free, in pieces", "asked": "asked for now"}
+    handles = [
+        Patch(color=color, label=f"{words[kind]}: {card.sum(kind):,.0f} MiB")
+        for kind, color in colors.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 

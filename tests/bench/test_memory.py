@@ -8,7 +8,7 @@ import torch
 
 from segkit import models
 from segkit.bench import memory
-from segkit.measure.peak import PeakMemory, peak_memory
+from segkit.measure.peak import peak_memory
 from segkit.memory.recompute import Segments
 
 SMALL = memory.Configuration("ladder-resnet18-32-4", 2, (64, 96), None, None)
@@ -67,8 +67,13 @@ def fake_peak(measured_over_predicted, workspace):
         if measured_over_predicted is None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         measured = int(predicted.total * measured_over_predicted)
-        parts = (predicted.total, predicted.by_kind, predicted.by_module, predicted.alive, predicted.timeline)
-        return PeakMemory(*parts, measured, measured - 3, measured + 7, {"aten.convolution": workspace})
+        return replace(
+            predicted,
+            measured=measured,
+            measured_requested=measured - 3,
+            measured_reserved=measured + 7,
+            workspace={"aten.convolution": workspace},
+        )
 
     return run
 
@@ -78,7 +83,10 @@ def test_rows_of_a_gpu(monkeypatch):
     row = memory.measure(SMALL, "cuda")
     assert row["error"] == pytest.approx(0.02, abs=1e-6)
     assert row["workspace"] == {"aten.convolution": 5} and "note" not in row
-    assert (row["requested"], row["reserved"]) == (row["measured"] - 3, row["measured"] + 7)
+    assert (
+        row["measured_requested"] == row["measured"] - 3 and row["measured_reserved"] == row["measured"] + 7
+    )
+    assert row["reserved"] >= row["predicted"]
     monkeypatch.setattr(memory, "peak_memory", fake_peak(None, 0))
     row = memory.measure(SMALL, "cuda")
     assert row["measured"] is None and row["error"] is None and "does not fit" in row["note"]
@@ -92,7 +100,7 @@ def test_summary():
             "precision": precision,
             "predicted": 1000,
             "measured": measured,
-            "requested": measured - unsplit,
+            "measured_requested": measured - unsplit,
             "error": measured / 1000 - 1,
             "workspace": {"aten.convolution": workspace} if workspace else {},
         }

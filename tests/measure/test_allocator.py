@@ -36,8 +36,8 @@ def test_segments(size, reserved):
 
 def test_small_requests_are_rounded_and_packed():
     allocator = CachingAllocator()
-    blocks = [allocator.allocate(size) for size in (0, 1, 512, 513)]
-    assert [block.size for block in blocks] == [512, 512, 512, 1024]
+    blocks = [allocator.allocate(size) for size in (1, 512, 513)]
+    assert [block.size for block in blocks] == [512, 512, 1024]
     assert allocator.reserved == 2 * MIB
 
 
@@ -88,7 +88,7 @@ def test_unused_segments_go_back_before_memory_is_out():
 @given(
     st.lists(
         st.tuples(
-            st.booleans(), st.one_of(st.integers(0, 3 * MIB), st.integers(0, 40 * MIB)), st.integers(0)
+            st.booleans(), st.one_of(st.integers(1, 3 * MIB), st.integers(1, 40 * MIB)), st.integers(0)
         ),
         max_size=60,
     )
@@ -101,24 +101,30 @@ def test_what_must_hold_whatever_is_asked(steps):
             allocator.free(used.pop(which % len(used)))
         else:
             block = allocator.allocate(size)
-            assert size <= block.size <= max(512, size + 511 + MIB)
+            assert size <= block.size <= size + 511 + MIB
             used.append(block)
         assert allocator.allocated == sum(block.size for block in used) <= allocator.reserved
         spans = sorted((block.address, block.address + block.size) for block in used)
         assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
         highest = max(highest, allocator.reserved)
         assert allocator.highest_reserved == highest
+        pieces = [piece for segment in allocator.segments() for piece in segment]
+        assert sum(piece.size for piece in pieces) == allocator.reserved
+        assert {id(piece) for piece in pieces if not piece.free} == {id(block) for block in used}
     for block in used:
         allocator.free(block)
     assert allocator.allocated == 0
+    assert all(len(segment) == 1 for segment in allocator.segments())
     allocator.limit = 50 * MIB  # every segment is whole again and can go back
     allocator.allocate(50 * MIB)
     assert allocator.reserved == 50 * MIB
 
 
 def test_steps_one_after_the_other():
-    requests = Requests(sizes=[12 * MIB, 30 * MIB, 16 * MIB, 14 * MIB], fixed=1, order=[1, 2, ~1, 3])
-    allocator = requests.replay()
+    requests = Requests(sizes=[12 * MIB, 30 * MIB, 16 * MIB, 14 * MIB, 0], fixed=1, order=[1, 2, ~1, 4, 3])
+    seen = []
+    allocator = requests.replay(steps=2, watch=lambda allocator, block: seen.append(block.size // MIB))
+    assert seen == [12, *(30, 16, 14) * 2]
     assert allocator.allocated == 12 * MIB  # what is fixed
     # 3 goes into the room of 1, in the next step as well
     assert requests.reserved == allocator.reserved == (12 + 30 + 16) * MIB

@@ -232,6 +232,20 @@ def test_largest_batches():
     assert sweep.largest_batches({"largest_batch": [row]}) == {("m", 448, "all"): {8: 3, 12: 5}}
 
 
+def test_the_card_when_the_last_large_segment_is_taken(lean):
+    card = sweep.fullest(lean)
+    ends = [begin + size for begin, size, _ in card.pieces]
+    assert [begin for begin, _, _ in card.pieces] == [0, *ends[:-1]]
+    assert ends[-1] == sum(card.reserved) == sum(map(card.sum, ("in use", "free", "asked")))
+    assert lean.total / 2 < sum(card.reserved) * MIB <= lean.reserved
+    # Nothing that was free before would have done.
+    begins = list(itertools.accumulate(card.reserved, initial=0))
+    (asked,) = ((begin, size) for begin, size, kind in card.pieces if kind == "asked")
+    new = max(begin for begin in begins if begin <= asked[0])
+    assert all(size < asked[1] for begin, size, kind in card.pieces if kind == "free" and begin < new)
+    assert new == begins[-2]
+
+
 # Figures ------------------------------------------------------------------------------------------
 
 TABLE = [
@@ -274,6 +288,7 @@ def every_figure(plain, lean):
     yield sweep_plots.predicted_and_measured(
         [("ldn121-32-4 6x768 fp32", 11103, 11200, 0), ("ldn121-32-4 unit 6x768 fp32", 2187, 2400, 180)]
     )
+    yield sweep_plots.memory_map(sweep.fullest(lean))
     yield explorer({8: 23, 12: 35, 24: 71, 80: 239}, 27)
 
 
@@ -290,6 +305,21 @@ def test_every_figure_has_room_for_its_texts(plain, lean, recwarn, assert_room):
         assert picture.width in (900, 450) and picture.height < 1000
         assert_room(figure)
     assert not [str(warning.message) for warning in recwarn]
+
+
+def test_the_map_shows_every_piece(lean):
+    card = sweep.fullest(lean)
+    figure = sweep_plots.memory_map(card, width=100)
+    drawn = sum(
+        path.get_extents().width
+        for collection in figure.axes[0].collections
+        for path in collection.get_paths()
+        if path.get_extents().height > 0 and path.get_extents().width > 0
+    )
+    assert drawn == pytest.approx(sum(card.reserved))
+    assert f"in use: {card.sum('in use'):,.0f} MiB" in [
+        text.get_text() for legend in figure.legends for text in legend.get_texts()
+    ]
 
 
 def texts(figure):
