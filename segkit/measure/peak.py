@@ -67,7 +67,7 @@ class PeakMemory:
     measured_requested: int | None = None
     measured_reserved: int | None = None
     workspace: dict[str, int] = field(default_factory=dict)
-    alive_at: Alive = field(default_factory=lambda: Alive([]), repr=False, compare=False)
+    alive_at: Alive = field(default_factory=Alive, repr=False, compare=False)
     requests: Requests = field(default_factory=lambda: Requests((), 0, ()), repr=False, compare=False)
 
     @property

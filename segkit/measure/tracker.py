@@ -110,22 +110,17 @@ class _Saved:
 
 
 class Alive:
-    """What was alive when: ``alive(i)`` is a dict from (module, kind) to bytes at the timeline's entry ``i``.
+    """What was alive when: ``alive(i)``, (module, kind) -> bytes at the timeline's entry ``i``."""
 
-    Args:
-        blocks: for each storage, from which entry on and to which it lived, bytes, who made it, and as what
-            it counted from when on.
-    """
-
-    def __init__(self, blocks: list[tuple[int, int, int, str, tuple[tuple[int, str], ...]]]) -> None:
-        self.blocks = blocks
+    def __init__(self, storages: Sequence[_Storage] = ()) -> None:
+        self._storages = storages
 
     def __call__(self, i: int) -> dict[tuple[str, str], int]:
         table: dict[tuple[str, str], int] = {}
-        for birth, death, size, module, kinds in self.blocks:
-            if birth <= i < death:
-                kind = next(kind for since, kind in reversed(kinds) if since <= i)
-                table[module, kind] = table.get((module, kind), 0) + size
+        for storage in self._storages:
+            if storage.birth <= i < storage.death and storage.bytes:
+                kind = next(kind for since, kind in reversed(storage.kinds) if since <= i)
+                table[storage.module, kind] = table.get((storage.module, kind), 0) + storage.bytes
         return table
 
 
@@ -333,7 +328,7 @@ class Tracker(TorchDispatchMode):
         storage = self._live.pop(address, None)
         if storage is None:
             return
-        storage.death = self.clock
+        storage.death, storage.reference = self.clock, None
         self._now[storage.kind] -= storage.bytes
         if storage is self._overwritten:  # its last entry is the sum that would have been written into it
             storage.death -= 1
@@ -427,11 +422,9 @@ class Tracker(TorchDispatchMode):
         sizes = [storage.bytes and storage.size for storage in self.storages]
         return Requests(sizes, self._fixed or 0, self._order)
 
-    def record(self) -> "Alive":
-        """What was alive when, without the tensors' own storages."""
-        return Alive(
-            [(s.birth, s.death, s.bytes, s.module, tuple(s.kinds)) for s in self.storages if s.bytes]
-        )
+    def record(self) -> Alive:
+        """What was alive when."""
+        return Alive(self.storages)
 
 
 def _tensors(out, func) -> Iterator[tuple[Tensor, bool]]:
