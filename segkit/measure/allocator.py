@@ -57,10 +57,8 @@ class CachingAllocator:
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.reserved = self.allocated = self.highest_reserved = self.highest_allocated = 0
-        self._free: dict[bool, list[tuple[int, int, Block]]] = {
-            True: [],
-            False: [],
-        }  # by size, small and large
+        # small blocks and large ones, each from the smallest to the largest
+        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
         self._segments: list[Block] = []  # the first block of each
         self._end = 0  # of the address space in use
 
@@ -185,7 +183,6 @@ class Requests:
             OutOfMemory: if they do not fit within the limit.
         """
         allocator = CachingAllocator(limit)
-
         live: dict[int, Block] = {}
 
         def allocate(i: int) -> None:

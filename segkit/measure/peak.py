@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkit.measure.allocator import Requests
+from segkit.measure.allocator import MIB, Requests
 from segkit.measure.on_gpu import measure_on_gpu
 from segkit.measure.step import OPTIMIZERS, copy_model, make_batch, make_optimizer, run, undisturbed
 from segkit.measure.tracker import INPUT, KINDS, MODEL, Alive, MeasurementError, Timeline, Tracker
 
 __all__ = ["MeasurementError", "PeakMemory", "max_batch", "peak_memory"]
 
-MIB = 2**20
 AUX_WEIGHT = 0.4
 NOT_COUNTED = "cuDNN workspaces, the allocator's cache and fragmentation, the CUDA context"
 

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from segkit.measure import meta
-from segkit.measure.allocator import Requests
+from segkit.measure.allocator import SMALLEST, Requests
 
-ROUNDING = 512  # bytes; the CUDA caching allocator's smallest unit
+ROUNDING = SMALLEST  # bytes
 KINDS = ("parameters", "gradients", "optimizer state", "activations", "temporaries", "input")
 MODEL, STEP, OPTIMIZER, INPUT = "(model)", "(step)", "(optimizer)", "(input)"  # where no submodule is to name
 
